@@ -1,0 +1,39 @@
+// A memory mapping exposed to JavaScript as an external ArrayBuffer.
+#pragma once
+
+#include <memory>
+#include <napi.h>
+
+namespace tsvisor {
+
+// The pages themselves; unmapped when the last holder (the Mapping, its ArrayBuffer, a RunHost) lets go.
+struct Pages {
+  Pages(void* a, size_t l) : address(a), length(l) {}
+  ~Pages();
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  void* const address;
+  const size_t length;
+};
+
+// new Mapping(length, protection, flags, fd, offset): mmap(2). Throws an Error with a numeric .errno.
+//   .buffer    the ArrayBuffer (at most 4 GiB: Node refuses more)
+//   .advise(n) madvise(2) over the whole mapping; 0 or -errno
+//   .unmap()   detaches the buffer (every view of it becomes empty) and drops this hold on the pages
+class Mapping : public Napi::ObjectWrap<Mapping> {
+ public:
+  static void Init(Napi::Env env, Napi::Object exports);
+  explicit Mapping(const Napi::CallbackInfo& info);
+  std::shared_ptr<Pages> pages() const { return pages_; }
+
+ private:
+  Napi::Value Buffer(const Napi::CallbackInfo& info);
+  Napi::Value Advise(const Napi::CallbackInfo& info);
+  void Unmap(const Napi::CallbackInfo& info);
+
+  std::shared_ptr<Pages> pages_;
+  std::shared_ptr<Pages>* bufferHold_ = nullptr;  // Deleted by the ArrayBuffer's finalizer.
+  Napi::Reference<Napi::ArrayBuffer> buffer_;
+};
+
+}  // namespace tsvisor

@@ -1,0 +1,265 @@
+#include "syscalls.h"
+
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include "environment.h"
+
+namespace tsvisor {
+
+bool BytesOf(napi_env env, napi_value value, uint8_t** data, size_t* length) {
+  bool is = false;
+  void* raw = nullptr;
+  if (napi_is_typedarray(env, value, &is) == napi_ok && is) {
+    napi_typedarray_type type;
+    size_t count = 0;
+    if (napi_get_typedarray_info(env, value, &type, &count, &raw, nullptr, nullptr) != napi_ok) return false;
+    static constexpr uint8_t kSize[] = {1, 1, 1, 2, 2, 4, 4, 4, 8, 8, 8};  // indexed by napi_typedarray_type
+    *length = count * kSize[type];
+  } else if (napi_is_dataview(env, value, &is) == napi_ok && is) {
+    if (napi_get_dataview_info(env, value, length, &raw, nullptr, nullptr) != napi_ok) return false;
+  } else if (napi_is_arraybuffer(env, value, &is) == napi_ok && is) {
+    if (napi_get_arraybuffer_info(env, value, &raw, length) != napi_ok) return false;
+  } else {
+    return false;
+  }
+  *data = static_cast<uint8_t*>(raw);
+  return true;
+}
+
+namespace {
+
+napi_value Int(napi_env env, int64_t value) {
+  napi_value result;
+  napi_create_int64(env, value, &result);
+  return result;
+}
+
+napi_value Throw(napi_env env, const char* message) {
+  napi_throw_type_error(env, nullptr, message);
+  return nullptr;
+}
+
+// Structures that end in an array: where their element count is and how long an element is (KVM API, sections 4.6,
+// 4.18, 4.19, 4.20, 4.41).
+struct FlexibleArray {
+  unsigned long request;
+  size_t header, countOffset, element;
+};
+constexpr FlexibleArray kFlexible[] = {
+    {KVM_GET_SUPPORTED_CPUID, sizeof(kvm_cpuid2), 0, sizeof(kvm_cpuid_entry2)},
+    {KVM_SET_CPUID2, sizeof(kvm_cpuid2), 0, sizeof(kvm_cpuid_entry2)},
+    {KVM_GET_CPUID2, sizeof(kvm_cpuid2), 0, sizeof(kvm_cpuid_entry2)},
+    {KVM_GET_MSRS, sizeof(kvm_msrs), 0, sizeof(kvm_msr_entry)},
+    {KVM_SET_MSRS, sizeof(kvm_msrs), 0, sizeof(kvm_msr_entry)},
+    {KVM_GET_MSR_INDEX_LIST, sizeof(kvm_msr_list), 0, sizeof(uint32_t)},
+    {KVM_GET_MSR_FEATURE_INDEX_LIST, sizeof(kvm_msr_list), 0, sizeof(uint32_t)},
+    {KVM_SET_SIGNAL_MASK, sizeof(kvm_signal_mask), 0, 1},
+};
+
+// The size of an XSAVE area is KVM_CAP_XSAVE2 of the VM, not part of the request (KVM API 4.134). With AMX it is 11 KiB;
+// a buffer that could hold several times that is asked for instead of trusting the caller's idea of it.
+constexpr size_t kXsaveBuffer = 65536;
+
+// The number of bytes the kernel may touch through the argument of request; SIZE_MAX if bytes cannot hold that many.
+size_t BytesNeeded(unsigned long request, const uint8_t* bytes, size_t length) {
+  for (const FlexibleArray& f : kFlexible) {
+    if (f.request != request) continue;
+    if (length < f.header) return SIZE_MAX;
+    uint32_t count;
+    memcpy(&count, bytes + f.countOffset, sizeof count);
+    return f.header + size_t{count} * f.element;
+  }
+  // By number: in C++ the macros have another size in them, since struct kvm_xsave ends in a flexible array.
+  bool isKvm = _IOC_TYPE(request) == KVMIO;
+  if (isKvm && (_IOC_NR(request) == _IOC_NR(KVM_GET_XSAVE2) || _IOC_NR(request) == _IOC_NR(KVM_SET_XSAVE)))
+    return kXsaveBuffer;
+  return _IOC_SIZE(request);
+}
+
+bool ReturnsDescriptor(unsigned long request) {
+  return request == KVM_CREATE_VM || request == KVM_CREATE_VCPU || request == KVM_GET_STATS_FD;
+}
+
+// ioctl(fd, request, argument?: number | view, pointerOffset?: number, pointee?: view): result or -errno.
+// With pointee, its address is stored at pointerOffset of the argument for the duration of the call: no address of this
+// process ever appears in JavaScript. For KVM_SET_USER_MEMORY_REGION the pointee is what backs the slot.
+napi_value Ioctl(napi_env env, napi_callback_info info) {
+  size_t argc = 5;
+  napi_value argv[5];
+  napi_get_cb_info(env, info, &argc, argv, nullptr, nullptr);
+  int32_t fd;
+  double request;
+  if (argc < 2 || napi_get_value_int32(env, argv[0], &fd) != napi_ok ||
+      napi_get_value_double(env, argv[1], &request) != napi_ok || request < 0 || request > UINT32_MAX)
+    return Throw(env, "ioctl(fd, request, argument?, pointerOffset?, pointee?)");
+  auto number = static_cast<unsigned long>(request);
+
+  unsigned long argument = 0;
+  uint8_t* bytes = nullptr;
+  size_t length = 0;
+  if (argc > 2 && BytesOf(env, argv[2], &bytes, &length)) {
+    if (length < BytesNeeded(number, bytes, length)) return Throw(env, "ioctl: argument too short for request");
+    argument = reinterpret_cast<unsigned long>(bytes);
+  } else if (argc > 2) {
+    double value = 0;
+    if (napi_get_value_double(env, argv[2], &value) != napi_ok) return Throw(env, "ioctl: argument: number or view");
+    // A number is only ever passed by value: a request that carries a pointer must have a view.
+    if (_IOC_SIZE(number) != 0) return Throw(env, "ioctl: this request takes a view");
+    argument = static_cast<unsigned long>(value);
+  } else if (_IOC_SIZE(number) != 0) {
+    return Throw(env, "ioctl: this request takes a view");
+  }
+
+  uint8_t* slot = nullptr;
+  if (argc > 4) {
+    uint32_t offset;
+    uint8_t* pointee;
+    size_t pointeeLength;
+    if (bytes == nullptr || napi_get_value_uint32(env, argv[3], &offset) != napi_ok || offset + 8ul > length ||
+        !BytesOf(env, argv[4], &pointee, &pointeeLength))
+      return Throw(env, "ioctl: bad pointer");
+    if (number == KVM_SET_USER_MEMORY_REGION) {
+      auto* region = reinterpret_cast<kvm_userspace_memory_region*>(bytes);
+      if (region->memory_size > pointeeLength) return Throw(env, "ioctl: memory region longer than its backing");
+    }
+    if (number == KVM_X86_SET_MSR_FILTER) {
+      auto* range = reinterpret_cast<kvm_msr_filter_range*>(bytes + offset - offsetof(kvm_msr_filter_range, bitmap));
+      if ((range->nmsrs + 7ul) / 8 > pointeeLength) return Throw(env, "ioctl: MSR bitmap too short");
+    }
+    slot = bytes + offset;
+    memcpy(slot, &pointee, sizeof pointee);
+  }
+
+  int result = ioctl(fd, number, argument);
+  int error = errno;
+  if (slot != nullptr) memset(slot, 0, sizeof(void*));
+  if (result < 0) return Int(env, -error);
+  if (ReturnsDescriptor(number)) Environment::Of(env).Own(result);
+  return Int(env, result);
+}
+
+napi_value ReadOrWrite(napi_env env, napi_callback_info info, bool isWrite) {
+  size_t argc = 4;
+  napi_value argv[4];
+  napi_get_cb_info(env, info, &argc, argv, nullptr, nullptr);
+  int32_t fd;
+  uint32_t offset, count;
+  uint8_t* bytes;
+  size_t length;
+  if (argc != 4 || napi_get_value_int32(env, argv[0], &fd) != napi_ok || !BytesOf(env, argv[1], &bytes, &length) ||
+      napi_get_value_uint32(env, argv[2], &offset) != napi_ok || napi_get_value_uint32(env, argv[3], &count) != napi_ok ||
+      offset > length || count > length - offset)
+    return Throw(env, "read/write(fd, view, offset, count)");
+  ssize_t n;
+  do n = isWrite ? write(fd, bytes + offset, count) : read(fd, bytes + offset, count);
+  while (n < 0 && errno == EINTR);
+  return Int(env, n < 0 ? -errno : n);
+}
+
+napi_value Read(napi_env env, napi_callback_info info) { return ReadOrWrite(env, info, false); }
+napi_value Write(napi_env env, napi_callback_info info) { return ReadOrWrite(env, info, true); }
+
+int Result(int value) { return value < 0 ? -errno : value; }
+
+Napi::Value Open(const Napi::CallbackInfo& info) {
+  std::string path = info[0].As<Napi::String>();
+  int fd = Result(open(path.c_str(), info[1].As<Napi::Number>().Int32Value() | O_CLOEXEC));
+  return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Own(fd));
+}
+
+Napi::Value Close(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Close(info[0].As<Napi::Number>().Int32Value()));
+}
+
+Napi::Value Eventfd(const Napi::CallbackInfo& info) {
+  int fd = Result(eventfd(info[0].As<Napi::Number>().Uint32Value(), EFD_CLOEXEC | EFD_NONBLOCK));
+  return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Own(fd));
+}
+
+Napi::Value MemfdCreate(const Napi::CallbackInfo& info) {
+  std::string name = info[0].As<Napi::String>();
+  auto size = static_cast<off_t>(info[1].As<Napi::Number>().Int64Value());
+  int fd = Result(memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (fd >= 0 && ftruncate(fd, size) != 0) {
+    int error = errno;
+    close(fd);
+    fd = -error;
+  }
+  return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Own(fd));
+}
+
+Napi::Value TimerfdCreate(const Napi::CallbackInfo& info) {
+  int fd = Result(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+  return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Own(fd));
+}
+
+// timerfdSet(fd, microseconds): fires once; 0 disarms.
+napi_value TimerfdSet(napi_env env, napi_callback_info info) {
+  size_t argc = 2;
+  napi_value argv[2];
+  napi_get_cb_info(env, info, &argc, argv, nullptr, nullptr);
+  int32_t fd;
+  uint32_t microseconds;
+  if (argc != 2 || napi_get_value_int32(env, argv[0], &fd) != napi_ok ||
+      napi_get_value_uint32(env, argv[1], &microseconds) != napi_ok)
+    return Throw(env, "timerfdSet(fd, microseconds)");
+  itimerspec spec{};
+  spec.it_value.tv_sec = microseconds / 1000000;
+  spec.it_value.tv_nsec = long{microseconds % 1000000} * 1000;
+  return Int(env, Result(timerfd_settime(fd, 0, &spec, nullptr)));
+}
+
+// A connected pair of non-blocking stream sockets: [here, there].
+Napi::Value Socketpair(const Napi::CallbackInfo& info) {
+  int fds[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) != 0)
+    return Napi::Number::New(info.Env(), -errno);
+  Environment& environment = Environment::Of(info.Env());
+  Napi::Array result = Napi::Array::New(info.Env(), 2);
+  for (uint32_t i = 0; i < 2; i++) result.Set(i, Napi::Number::New(info.Env(), environment.Own(fds[i])));
+  return result;
+}
+
+// release(fd): another owner (a net.Socket, another Worker) closes it from now on. adopt(fd): this environment does.
+Napi::Value Release(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), Environment::Of(info.Env()).Release(info[0].As<Napi::Number>().Int32Value()));
+}
+
+Napi::Value Adopt(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Own(info[0].As<Napi::Number>().Int32Value()));
+}
+
+void SetRaw(Napi::Env env, Napi::Object exports, const char* name, napi_callback callback) {
+  napi_value function;
+  napi_create_function(env, name, NAPI_AUTO_LENGTH, callback, nullptr, &function);
+  exports.Set(name, function);
+}
+
+}  // namespace
+
+void InitSyscalls(Napi::Env env, Napi::Object exports) {
+  // The ones the run loop uses are raw Node-API: the C++ wrapper adds 4 to 10 % to an exit.
+  SetRaw(env, exports, "ioctl", Ioctl);
+  SetRaw(env, exports, "read", Read);
+  SetRaw(env, exports, "write", Write);
+  SetRaw(env, exports, "timerfdSet", TimerfdSet);
+  exports.Set("open", Napi::Function::New(env, Open, "open"));
+  exports.Set("close", Napi::Function::New(env, Close, "close"));
+  exports.Set("eventfd", Napi::Function::New(env, Eventfd, "eventfd"));
+  exports.Set("memfdCreate", Napi::Function::New(env, MemfdCreate, "memfdCreate"));
+  exports.Set("timerfdCreate", Napi::Function::New(env, TimerfdCreate, "timerfdCreate"));
+  exports.Set("socketpair", Napi::Function::New(env, Socketpair, "socketpair"));
+  exports.Set("release", Napi::Function::New(env, Release, "release"));
+  exports.Set("adopt", Napi::Function::New(env, Adopt, "adopt"));
+}
+
+}  // namespace tsvisor

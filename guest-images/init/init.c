@@ -1,0 +1,356 @@
+/* tsvisor's guest init: PID 1 of the initramfs, and a few tools under other
+ * names (see main below). Static, no C library, few system calls: on hosts
+ * that interpret guest kernel mode each system call or page fault costs
+ * milliseconds. */
+#include "syscalls.h"
+
+enum { PORT_MILESTONE = 0xf8, PORT_DEBUG_EXIT = 0xf4, PORT_SLEEP_CONTROL = 0x600 };
+enum { MILESTONE_INIT = 1, MILESTONE_SHELL = 2 };
+enum { SLEEP_S5 = 0x34 }; /* SLP_EN | S5 << 2 */
+enum { GRACE_SECONDS = 2 };
+
+/* As numbered by busybox halt, poweroff and reboot. */
+enum action { HALT = SIGUSR1, POWEROFF = SIGUSR2, REBOOT = SIGTERM };
+
+static char cmdline[4096];
+static char applets[8192];
+static char mounts[16384];
+static char term[64] = "TERM=vt102";
+static struct winsize window;
+static char links_stack[4096] __attribute__((aligned(16)));
+
+static char *const shell_argv[] = { "-sh", 0 };
+static char *const shell_env[] = {
+	"HOME=/root", "PATH=/bin:/sbin:/usr/bin:/usr/sbin", "USER=root",
+	"SHELL=/bin/sh", term, 0,
+};
+
+/* iopl(3) and not ioperm: the latter fills and copies a permission bitmap. */
+static int port_write(unsigned char value, unsigned short port)
+{
+	if (SYS1(iopl, 3) < 0)
+		return -1;
+	outb(value, port);
+	SYS1(iopl, 0);
+	return 0;
+}
+
+static long read_file(const char *path, char *buf, unsigned long size)
+{
+	long fd = SYS3(open, path, O_RDONLY, 0), n = 0, got;
+
+	if (fd < 0)
+		return fd;
+	while ((unsigned long)n < size - 1 &&
+	       (got = SYS3(read, fd, buf + n, size - 1 - (unsigned long)n)) > 0)
+		n += got;
+	buf[n] = 0;
+	SYS1(close, fd);
+	return n;
+}
+
+static void mount_file_systems(void)
+{
+	const unsigned long safe = MS_NOSUID | MS_NOEXEC | MS_NODEV;
+
+	SYS5(mount, "devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=755");
+	SYS5(mount, "proc", "/proc", "proc", safe, 0);
+	SYS5(mount, "sysfs", "/sys", "sysfs", safe, 0);
+	SYS2(mkdir, "/dev/pts", 0755);
+	SYS5(mount, "devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
+	     "mode=620,gid=5,ptmxmode=666");
+}
+
+/* tsvisor.term=, tsvisor.rows= and tsvisor.cols= describe the user's terminal. */
+static void read_command_line(void)
+{
+	const char *value;
+	char *p = cmdline;
+
+	if (read_file("/proc/cmdline", cmdline, sizeof cmdline) < 0)
+		return;
+	while (*p) {
+		char *word = p;
+
+		while (*p && *p != ' ' && *p != '\n')
+			p++;
+		if (*p)
+			*p++ = 0;
+		if ((value = after(word, "tsvisor.rows=")))
+			window.ws_row = (unsigned short)number(value);
+		else if ((value = after(word, "tsvisor.cols=")))
+			window.ws_col = (unsigned short)number(value);
+		else if ((value = after(word, "tsvisor.term=")) &&
+			 length(value) < sizeof term - 5)
+			append(term + 5, value);
+	}
+}
+
+static void set_up_console(void)
+{
+	struct termios t;
+
+	/* Hardware flow control: the VMM's UART holds input while RTS is off. */
+	if (SYS3(ioctl, 0, TCGETS, &t) == 0) {
+		t.c_cflag |= CRTSCTS;
+		SYS3(ioctl, 0, TCSETS, &t);
+	}
+	if (window.ws_row && window.ws_col)
+		SYS3(ioctl, 0, TIOCSWINSZ, &window);
+}
+
+/* vfork: a fork would copy page tables. The child borrows this stack frame
+ * until it execs, so this function must not return in the child. */
+static long start_shell(void)
+{
+	long pid = SYS0(vfork);
+
+	if (pid == 0) {
+		SYS0(setsid);
+		SYS3(ioctl, 0, TIOCSCTTY, 0);
+		SYS3(execve, "/bin/sh", shell_argv, shell_env);
+		SYS1(exit, 127);
+	}
+	return pid;
+}
+
+/* Hard links for the applets, so that programs other than the shell find
+ * them too; busybox sh itself needs none. Some 270 of them, hence made while
+ * nothing else wants to run. */
+static int make_links(void)
+{
+	struct sched_param none = { 0 };
+	char *p = applets;
+
+	SYS3(sched_setscheduler, 0, SCHED_IDLE, &none);
+	if (read_file("/etc/applets", applets, sizeof applets) < 0 ||
+	    SYS1(chdir, "/bin") < 0)
+		return 1;
+	while (*p) {
+		char *name = p;
+
+		while (*p && *p != '\n')
+			p++;
+		if (*p)
+			*p++ = 0;
+		SYS2(link, "busybox", name);
+	}
+	SYS2(symlink, "/proc/self/fd", "/dev/fd");
+	SYS2(symlink, "fd/0", "/dev/stdin");
+	SYS2(symlink, "fd/1", "/dev/stdout");
+	SYS2(symlink, "fd/2", "/dev/stderr");
+	return 0;
+}
+
+/* Block devices and network file systems; the rest lives in memory. */
+static int holds_data(const char *device, const char *type)
+{
+	return device[0] == '/' || equal(type, "9p") || equal(type, "virtiofs") ||
+	       equal(type, "overlay") || after(type, "fuse");
+}
+
+/* Unmounts in reverse order; what is busy becomes read-only. */
+static void unmount_all(void)
+{
+	char *line[256];
+	unsigned count = 0;
+
+	if (read_file("/proc/mounts", mounts, sizeof mounts) < 0)
+		return;
+	for (char *p = mounts; *p && count < 256;) {
+		line[count++] = p;
+		while (*p && *p != '\n')
+			p++;
+		if (*p)
+			*p++ = 0;
+	}
+	while (count--) {
+		char *field[3];
+		char *p = line[count];
+
+		for (int i = 0; i < 3; i++) {
+			field[i] = p;
+			while (*p && *p != ' ')
+				p++;
+			if (*p)
+				*p++ = 0;
+		}
+		if (holds_data(field[0], field[2]) && SYS2(umount2, field[1], 0) < 0)
+			SYS5(mount, 0, field[1], 0, MS_REMOUNT | MS_RDONLY, 0);
+	}
+}
+
+static void leave(enum action action)
+{
+	if (action == REBOOT)
+		SYS3(reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2,
+		     LINUX_REBOOT_CMD_RESTART);
+	/* The port first: it ends the machine without the kernel's own path. */
+	port_write(SLEEP_S5, PORT_SLEEP_CONTROL);
+	SYS3(reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2,
+	     LINUX_REBOOT_CMD_POWER_OFF);
+	for (;;)
+		SYS0(pause);
+}
+
+/* Whether `path`, a /proc/PID/task/PID/children, names no process but `pid`. */
+static int no_children_but(const char *path, long pid)
+{
+	char text[64];
+	const char *p = text;
+
+	if (read_file(path, text, sizeof text) < 0)
+		return 0;
+	if (pid && number(text) == (unsigned long)pid)
+		while (*p && *p++ != ' ')
+			;
+	return !*p;
+}
+
+static int only_shell_runs(long shell)
+{
+	char digits[20] = { 0 }, path[64], *d = digits + sizeof digits - 1, *end = path;
+
+	for (long rest = shell; rest; rest /= 10)
+		*--d = (char)('0' + rest % 10);
+	end = append(end, "/proc/");
+	end = append(end, d);
+	end = append(end, "/task/");
+	end = append(end, d);
+	append(end, "/children");
+	return no_children_but("/proc/1/task/1/children", shell) &&
+	       no_children_but(path, 0);
+}
+
+/* SIGTERM, a grace period, SIGKILL. An idle shell is left alone: to tear its
+ * address space down would take longer than all the rest. */
+static void stop_processes(long shell)
+{
+	static const unsigned long child = 1ul << (SIGCHLD - 1);
+	static const struct timespec step = { 0, 100 * 1000 * 1000 };
+	int steps = GRACE_SECONDS * 10, exits = 1000;
+	long pid;
+
+	while ((pid = SYS4(wait4, -1, 0, WNOHANG, 0)) > 0)
+		if (pid == shell)
+			shell = 0;
+	if (pid < 0 || (shell && only_shell_runs(shell)))
+		return;
+	SYS2(kill, -1, SIGTERM);
+	if (shell)
+		SYS2(kill, shell, SIGHUP); /* interactive shells ignore SIGTERM */
+	while (steps > 0 && exits-- > 0) {
+		while ((pid = SYS4(wait4, -1, 0, WNOHANG, 0)) > 0)
+			;
+		if (pid < 0)
+			return;
+		if (SYS4(rt_sigtimedwait, &child, 0, &step, sizeof child) < 0)
+			steps--;
+	}
+	SYS2(kill, -1, SIGKILL);
+}
+
+static void stop_everything(long shell, enum action action)
+{
+	print(action == REBOOT ? "tsvisor: restarting\n" : "tsvisor: powering off\n");
+	stop_processes(shell);
+	SYS0(sync);
+	unmount_all();
+	SYS3(ioctl, 2, TCSBRK, 1); /* let the console drain */
+	leave(action);
+}
+
+static void run_as_init(void)
+{
+	unsigned long signals = 1ul << (SIGCHLD - 1) | 1ul << (SIGUSR1 - 1) |
+				1ul << (SIGUSR2 - 1) | 1ul << (SIGTERM - 1) |
+				1ul << (SIGINT - 1) | 1ul << (SIGPWR - 1);
+	long shell, pid, sig;
+
+	port_write(MILESTONE_INIT, PORT_MILESTONE);
+	mount_file_systems();
+	read_command_line();
+	set_up_console();
+	SYS2(sethostname, "tsvisor", 7);
+	port_write(MILESTONE_SHELL, PORT_MILESTONE);
+	shell = start_shell();
+	spawn(make_links, links_stack + sizeof links_stack, SIGCHLD);
+
+	SYS4(rt_sigprocmask, SIG_BLOCK, &signals, 0, sizeof signals);
+	for (;;) {
+		while ((pid = SYS4(wait4, -1, 0, WNOHANG, 0)) > 0)
+			if (pid == shell)
+				stop_everything(0, POWEROFF);
+		sig = SYS4(rt_sigtimedwait, &signals, 0, 0, sizeof signals);
+		if (sig == SIGTERM || sig == SIGINT)
+			stop_everything(shell, REBOOT);
+		if (sig == SIGUSR1 || sig == SIGUSR2 || sig == SIGPWR)
+			stop_everything(shell, POWEROFF);
+	}
+}
+
+/* poweroff, halt, reboot: ask init; with -f do it at once. */
+static int ask_init(enum action action, int argc, char **argv)
+{
+	if (argc > 1 && equal(argv[1], "-f")) {
+		SYS0(sync);
+		leave(action);
+	}
+	if (SYS2(kill, 1, action) < 0) {
+		print("not permitted\n");
+		return 1;
+	}
+	for (;;)
+		SYS0(pause); /* no new prompt meanwhile */
+}
+
+static int port_tool(const char *name, unsigned short port, int argc, char **argv)
+{
+	if (argc != 2 || number(argv[1]) > 255) {
+		print("usage: ");
+		print(name);
+		print(" NUMBER (0 to 255)\n");
+		return 2;
+	}
+	if (port_write((unsigned char)number(argv[1]), port) < 0) {
+		print(name);
+		print(": no access to I/O ports\n");
+		return 1;
+	}
+	return 0;
+}
+
+static int run(int argc, char **argv)
+{
+	const char *name = argc > 0 ? argv[0] : "";
+
+	for (const char *p = name; *p; p++)
+		if (*p == '/')
+			name = p + 1;
+	if (equal(name, "poweroff"))
+		return ask_init(POWEROFF, argc, argv);
+	if (equal(name, "halt"))
+		return ask_init(HALT, argc, argv);
+	if (equal(name, "reboot"))
+		return ask_init(REBOOT, argc, argv);
+	if (equal(name, "milestone"))
+		return port_tool(name, PORT_MILESTONE, argc, argv);
+	if (equal(name, "debug-exit"))
+		return port_tool(name, PORT_DEBUG_EXIT, argc, argv);
+	if (SYS0(getpid) == 1)
+		run_as_init();
+	print("init: this is tsvisor's PID 1\n");
+	return 1;
+}
+
+__attribute__((used)) static void start(long *stack)
+{
+	SYS1(exit_group, run((int)stack[0], (char **)(stack + 1)));
+}
+
+__asm__(".globl _start\n"
+	"_start:\n\t"
+	"xor %ebp, %ebp\n\t"
+	"mov %rsp, %rdi\n\t"
+	"and $-16, %rsp\n\t"
+	"call start\n");

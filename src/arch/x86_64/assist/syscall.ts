@@ -1,0 +1,170 @@
+import * as abi from '../../../kvm/generated/abi.js';
+import type { VcpuFd } from '../../../kvm/vcpu.js';
+import type { VmFd } from '../../../kvm/vm.js';
+import { type GuestMemory, GuestMemoryRangeError } from '../../../memory/guest-memory.js';
+
+const MSR_STAR = 0xc0000081;
+const MSR_LSTAR = 0xc0000082;
+const MSR_FMASK = 0xc0000084;
+const PF_VECTOR = 14;
+const DB_VECTOR = 1;
+const GATE_BYTES = 16;
+const RFLAGS_RF = 1n << 16n;
+/** DR7 with breakpoint 0 enabled (L0, G0) for execution; bit 10 always reads one (SDM 3B 17.2.4). */
+const DR7_EXECUTE_0 = 0x403n;
+const R11 = 11;
+const RSP = 4;
+
+/** What handleDebug made of a KVM_EXIT_DEBUG. */
+export type DebugOutcome = 'syscall' | 'page-fault' | 'stepped' | 'guest-debug';
+
+/**
+ * SYSCALL from guest user mode where KVM interprets the guest's kernel. The instruction runs natively and leaves the vCPU
+ * at RIP = LSTAR with CPL still 3, so the guest takes a page fault on its own system call entry. A breakpoint on the
+ * guest's #PF handler catches that fault, and what SYSCALL should have done is done there (SDM 2B "SYSCALL"). Every other
+ * page fault is let through by stepping over the breakpoint. The guest's own hardware breakpoints do not fire meanwhile.
+ *
+ * Works on the registers that KVM leaves in kvm_run (KVM_CAP_SYNC_REGS).
+ */
+export class SyscallAssist {
+  readonly #vcpu: VcpuFd;
+  readonly #memory: GuestMemory;
+  readonly #debug = new DataView(new ArrayBuffer(abi.kvm_guest_debug.sizeof));
+  #star: bigint;
+  #lstar: bigint;
+  #fmask: bigint;
+  #handler = -1n;
+  #gateGpa = -1;
+  #idtBase = -1n;
+  #stepping = false;
+
+  constructor(vm: VmFd, vcpu: VcpuFd, memory: GuestMemory) {
+    this.#vcpu = vcpu;
+    this.#memory = memory;
+    vm.exitOnMsrWrites(MSR_STAR, [MSR_STAR, MSR_LSTAR, MSR_FMASK]);
+    this.#star = vcpu.getMsr(MSR_STAR) ?? 0n;
+    this.#lstar = vcpu.getMsr(MSR_LSTAR) ?? 0n;
+    this.#fmask = vcpu.getMsr(MSR_FMASK) ?? 0n;
+    vcpu.syncRegisters();
+  }
+
+  /** KVM_EXIT_X86_WRMSR of one of the SYSCALL registers. */
+  handleMsrWrite(): void {
+    const { runView } = this.#vcpu;
+    const index = runView.getUint32(abi.kvm_run.msr_index, true);
+    const value = runView.getBigUint64(abi.kvm_run.msr_data, true);
+    const taken = this.#vcpu.setMsr(index, value);
+    runView.setUint8(abi.kvm_run.msr_error, taken ? 0 : 1); // 1 raises #GP in the guest
+    if (!taken) return;
+    if (index === MSR_STAR) this.#star = value;
+    else if (index === MSR_LSTAR) this.#lstar = value;
+    else if (index === MSR_FMASK) this.#fmask = value;
+    this.follow();
+  }
+
+  /**
+   * Moves the breakpoint when the guest has moved its IDT or changed gate 14. Called at every exit, so it only compares
+   * until something differs.
+   */
+  follow(): void {
+    if (this.#lstar === 0n) return; // no system calls before the guest has set an entry
+    const { base } = this.#vcpu.syncedSregs.table('idt');
+    if (base !== this.#idtBase || this.#gateGpa < 0) {
+      this.#gateGpa = this.#vcpu.translate(base + BigInt(PF_VECTOR * GATE_BYTES));
+      this.#idtBase = base;
+      if (this.#gateGpa < 0) return;
+    }
+    const handler = this.#readGate();
+    if (handler === this.#handler) return;
+    this.#handler = handler;
+    if (!this.#stepping) this.#arm();
+  }
+
+  /** KVM_EXIT_DEBUG. */
+  handleDebug(): DebugOutcome {
+    const regs = this.#vcpu.syncedRegs;
+    if (this.#stepping) {
+      this.stepDone();
+      return 'stepped';
+    }
+    if (regs.rip !== this.#handler) {
+      this.#injectDebugException();
+      return 'guest-debug';
+    }
+    if (this.#enterSystemCall()) return 'syscall';
+    this.#control(abi.KVM_GUESTDBG_ENABLE | abi.KVM_GUESTDBG_SINGLESTEP);
+    this.#stepping = true;
+    return 'page-fault';
+  }
+
+  /** The instruction under the breakpoint has been executed, by a step or by completion. */
+  stepDone(): void {
+    if (!this.#stepping) return;
+    this.#stepping = false;
+    this.#arm();
+  }
+
+  #arm(): void {
+    this.#debug.setBigUint64(abi.kvm_guest_debug.debugreg, this.#handler, true);
+    this.#debug.setBigUint64(abi.kvm_guest_debug.debugreg + 7 * 8, DR7_EXECUTE_0, true);
+    this.#control(abi.KVM_GUESTDBG_ENABLE | abi.KVM_GUESTDBG_USE_HW_BP);
+  }
+
+  #control(control: number): void {
+    this.#debug.setUint32(abi.kvm_guest_debug.control, control, true);
+    this.#vcpu.setGuestDebug(this.#debug);
+  }
+
+  /** The handler's address from gate 14 of the IDT (SDM 3A 6.14.1), -1 while it has none. */
+  #readGate(): bigint {
+    try {
+      const low = this.#memory.readU64(this.#gateGpa);
+      if ((low & (1n << 47n)) === 0n) return -1n; // not present
+      const high = BigInt(this.#memory.readU32(this.#gateGpa + 8));
+      return (low & 0xffffn) | ((low >> 32n) & 0xffff0000n) | (high << 32n);
+    } catch (error) {
+      if (error instanceof GuestMemoryRangeError) return -1n;
+      throw error;
+    }
+  }
+
+  /** At the #PF handler: if the fault is a SYSCALL in disguise, does what SYSCALL does. */
+  #enterSystemCall(): boolean {
+    const regs = this.#vcpu.syncedRegs;
+    // Pushed by the fault: error code, RIP, CS, RFLAGS, RSP, SS.
+    const stack = regs.gpr(RSP);
+    if (this.#read(stack + 8n) !== this.#lstar) return false;
+    const cs = this.#read(stack + 16n);
+    const userRsp = this.#read(stack + 32n);
+    if (cs === undefined || userRsp === undefined || (cs & 3n) !== 3n) return false;
+    regs.setGpr(RSP, userRsp);
+    regs.rip = this.#lstar;
+    regs.rflags = (regs.gpr(R11) & ~this.#fmask & ~RFLAGS_RF) | 2n;
+    const selector = Number((this.#star >> 32n) & 0xfffcn);
+    const flat = { base: 0n, limit: 0xffffffff, present: 1, dpl: 0, s: 1, g: 1, avl: 0, unusable: 0 };
+    const sregs = this.#vcpu.syncedSregs;
+    sregs.setSegment('cs', { ...flat, selector, type: 11, db: 0, l: 1 });
+    sregs.setSegment('ss', { ...flat, selector: selector + 8, type: 3, db: 1, l: 0 });
+    this.#vcpu.markSynced(true);
+    return true;
+  }
+
+  /** A quadword of guest virtual memory, aligned; undefined where there is none. */
+  #read(linear: bigint): bigint | undefined {
+    const gpa = this.#vcpu.translate(linear);
+    return gpa >= 0 && this.#memory.contains(gpa, 8) ? this.#memory.readU64(gpa) : undefined;
+  }
+
+  /** A #DB of the guest's own, e.g. one of its debuggers single-stepping a program: it goes to the guest. */
+  #injectDebugException(): void {
+    const { runView } = this.#vcpu;
+    const debugRegs = this.#vcpu.getDebugRegs();
+    debugRegs.setBigUint64(abi.kvm_debugregs.dr6, runView.getBigUint64(abi.kvm_run.debug_dr6, true), true);
+    this.#vcpu.setDebugRegs(debugRegs);
+    const events = this.#vcpu.getEvents();
+    events.setUint8(abi.kvm_vcpu_events.exception_injected, 1);
+    events.setUint8(abi.kvm_vcpu_events.exception_nr, DB_VECTOR);
+    events.setUint8(abi.kvm_vcpu_events.exception_has_error_code, 0);
+    this.#vcpu.setEvents(events);
+  }
+}

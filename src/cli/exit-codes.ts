@@ -1,0 +1,37 @@
+import type { ErrorCode } from '../errors.js';
+import type { EndReason } from '../machine/end.js';
+
+/**
+ * What `tsvisor` exits with. A guest that names its own code (debug-exit port) chooses freely; ours follow sysexits.h,
+ * timeout(1) and the shell's 128 + signal. README.md has the same table.
+ */
+export const ERROR_EXIT: Readonly<Record<ErrorCode, number>> = {
+  ERR_INTERNAL: 70,
+  ERR_USAGE: 64,
+  ERR_IMAGE: 66,
+  ERR_MEMORY: 71,
+  ERR_OUTPUT: 73,
+  ERR_KVM_MISSING: 69,
+  ERR_KVM_UNSUPPORTED: 69,
+  ERR_KVM_PERMISSION: 77,
+  ERR_KVM: 82,
+  ERR_GUEST_INSTRUCTION: 83,
+  ERR_MACHINE_STATE: 70,
+  ERR_BUILD: 75,
+};
+
+/** For a machine that ended; `guest-exit` uses the guest's code, `stopped` depends on who stopped it. */
+export const END_EXIT: Readonly<Record<Exclude<EndReason, 'guest-exit' | 'stopped'>, number>> = {
+  'guest-shutdown': 0,
+  'guest-reset': 80,
+  'triple-fault': 81,
+  'kvm-failure': 82,
+  'guest-instruction': 83,
+};
+
+export const TIMEOUT_EXIT = 124;
+export const ESCAPE_EXIT = 0;
+export const CLOSED_STDOUT_EXIT = 141;
+
+/** The shell's convention for a process that a signal ended. */
+export const SIGNAL_EXIT = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;

@@ -1,0 +1,40 @@
+import yargs from 'yargs';
+import { hideBin } from 'yargs/helpers';
+import { errorToData, UsageError } from '../errors.js';
+import * as doctor from './doctor.js';
+import { ERROR_EXIT } from './exit-codes.js';
+import * as initramfs from './initramfs.js';
+import * as kernel from './kernel.js';
+import * as run from './run.js';
+
+/** The command line: parses, runs one command, and turns every failure into one line and an exit code. */
+export async function main(argv: readonly string[]): Promise<void> {
+  process.stdout.on('error', () => {}); // a closed stdout is the running command's to notice, not a crash
+  process.stderr.on('error', () => {});
+  const parser = yargs(hideBin([...argv]))
+    .scriptName('tsvisor')
+    .usage('$0 <command>\n\nVirtual machines on KVM, with their devices in TypeScript.')
+    .command(run.command, run.describe, run.builder, run.handler)
+    .command(doctor.command, doctor.describe, doctor.builder, doctor.handler)
+    .command(kernel.command, kernel.describe, kernel.builder, kernel.handler)
+    .command(initramfs.command, initramfs.describe, initramfs.builder, initramfs.handler)
+    .demandCommand(1, 'a command is needed')
+    .recommendCommands()
+    .strict()
+    .wrap(Math.min(100, process.stdout.columns ?? 100))
+    .help()
+    .alias('help', 'h')
+    .version()
+    .fail((message, error) => {
+      throw error ?? new UsageError(`${message}; see tsvisor --help`);
+    });
+  try {
+    await parser.parseAsync();
+  } catch (error) {
+    const { code, message, stack } = errorToData(error);
+    process.stderr.write(code === 'ERR_INTERNAL' ? `tsvisor: ${stack ?? message}\n` : `tsvisor: ${message}\n`);
+    process.exitCode = ERROR_EXIT[code];
+  }
+  // Nothing here may keep a finished command alive.
+  process.exit();
+}

@@ -1,0 +1,50 @@
+import { createRequire } from 'node:module';
+
+/** Bytes for the kernel to read or write. */
+export type Bytes = Uint8Array | DataView | BigUint64Array | Uint32Array | ArrayBuffer;
+
+/** Pages mapped into this process, visible as an ArrayBuffer until unmap() detaches it. */
+export interface Mapping {
+  readonly buffer: ArrayBuffer;
+  advise(advice: number): number;
+  unmap(): void;
+}
+
+/** The blocking primitive under a run loop; see addon/run_host.h. */
+export interface RunHost {
+  attachVcpu(vcpuFd: number, run: Mapping): void;
+  setRunnable(runnable: boolean): void;
+  /** Asks once for an event; 0 or -errno. */
+  watch(fd: number, token: number, events: number): number;
+  unwatch(fd: number): number;
+  /** A KVM exit reason, READY | token, or -errno. */
+  next(): number;
+  close(): void;
+}
+
+/** next() returned a watched descriptor's token in the low 16 bits. */
+export const READY = 0x10000;
+
+/** The native addon: mechanism only. Calls return -errno where they can fail; addon/syscalls.cc says more of each. */
+export interface Addon {
+  ioctl(fd: number, request: number, argument?: number | Bytes, pointerOffset?: number, pointee?: Bytes): number;
+  read(fd: number, into: Uint8Array, offset: number, count: number): number;
+  write(fd: number, from: Uint8Array, offset: number, count: number): number;
+  timerfdCreate(): number;
+  timerfdSet(fd: number, microseconds: number): number;
+  open(path: string, flags: number): number;
+  close(fd: number): number;
+  eventfd(initial: number): number;
+  memfdCreate(name: string, size: number): number;
+  socketpair(): [number, number] | number;
+  /** Stops owning a descriptor: it belongs to a net.Socket or another thread now. */
+  release(fd: number): boolean;
+  /** Owns a descriptor that came from elsewhere. */
+  adopt(fd: number): number;
+  readonly Mapping: new (length: number, protection: number, flags: number, fd: number, offset: number) => Mapping;
+  readonly RunHost: new () => RunHost;
+}
+
+const require = createRequire(import.meta.url);
+
+export const addon: Addon = require('../../addon/build/Release/tsvisor.node');

@@ -1,0 +1,60 @@
+import { MemoryError, UsageError } from '../errors.js';
+import { PAGE_SIZE } from './layout.js';
+
+/** What a machine is made of. */
+export interface MachineConfig {
+  /** Path of a kernel: an ELF vmlinux, a bzImage, or an ELF with a PVH note. */
+  readonly kernel: string;
+  /** Path of an initial RAM disk. */
+  readonly initrd?: string;
+  /** Added after the command line that tsvisor chooses for this host. */
+  readonly append?: string;
+  /** Guest RAM in bytes, a multiple of 4096; default 64 MiB. */
+  readonly memory?: number;
+  /** Number of vCPUs; 1. */
+  readonly cpus?: number;
+  /** What a guest's reset does: `restart` boots it again (default), `end` ends the machine. */
+  readonly onReset?: 'restart' | 'end';
+  /** Whether ttyS0 is the guest's console (default) or the port is left out. */
+  readonly serial?: boolean;
+  /** Terminal type, rows and columns told to the default init through the command line. */
+  readonly terminal?: { readonly type: string; readonly rows: number; readonly columns: number };
+}
+
+/** A configuration with every default filled in: what the machine thread gets. */
+export interface ResolvedConfig {
+  readonly kernel: string;
+  readonly initrd: string | undefined;
+  readonly append: string;
+  readonly memory: number;
+  readonly cpus: number;
+  readonly onReset: 'restart' | 'end';
+  readonly serial: boolean;
+  readonly terminal: MachineConfig['terminal'];
+}
+
+const MiB = 1024 * 1024;
+export const DEFAULT_MEMORY = 64 * MiB;
+/** Below this there is no room for the boot structures and any kernel. */
+const MIN_MEMORY = 2 * MiB;
+const MAX_MEMORY = 2 ** 40;
+
+/** Checks every field and fills in the defaults. @throws UsageError or MemoryError that names the field. */
+export function resolveConfig(config: MachineConfig): ResolvedConfig {
+  const { kernel, initrd, append = '', memory = DEFAULT_MEMORY, cpus = 1, onReset = 'restart', serial = true } = config;
+  if (typeof kernel !== 'string' || kernel === '') throw new UsageError('kernel: the path of a kernel is needed');
+  if (initrd !== undefined && (typeof initrd !== 'string' || initrd === '')) {
+    throw new UsageError('initrd: must be the path of an initial RAM disk');
+  }
+  if (typeof append !== 'string' || append.includes('\0')) throw new UsageError('append: must be text without NUL');
+  if (!Number.isSafeInteger(memory) || memory % PAGE_SIZE !== 0) {
+    throw new UsageError(`memory: ${memory} is not a whole number of ${PAGE_SIZE}-byte pages`);
+  }
+  if (memory < MIN_MEMORY)
+    throw new MemoryError(`memory: ${memory} bytes are too few to boot anything; give at least 2M`);
+  if (memory > MAX_MEMORY) throw new MemoryError(`memory: ${memory} bytes are more than the 1024G a machine may have`);
+  if (cpus !== 1) throw new UsageError(`cpus: ${cpus} asked for, but this version runs machines of one vCPU`);
+  if (onReset !== 'restart' && onReset !== 'end')
+    throw new UsageError(`onReset: ${onReset} is neither restart nor end`);
+  return { kernel, initrd, append, memory, cpus, onReset, serial, terminal: config.terminal };
+}

@@ -1,0 +1,39 @@
+/** Why a machine ended. */
+export type EndReason =
+  | 'guest-shutdown' // the guest powered itself off
+  | 'guest-exit' // the guest wrote its exit code to the debug-exit port
+  | 'guest-reset' // the guest reset itself and onReset is `end`
+  | 'triple-fault' // the guest's CPU shut down
+  | 'guest-instruction' // the guest executed what nothing here can complete
+  | 'kvm-failure' // KVM refused to go on
+  | 'stopped'; // the host stopped it
+
+export interface MachineEnd {
+  readonly reason: EndReason;
+  /** The guest's exit code for `guest-exit`; 0 for `guest-shutdown`; null otherwise. */
+  readonly code: number | null;
+  /** One line for a person. */
+  readonly message: string;
+}
+
+/** Times are milliseconds on the host's monotonic clock (see now()). */
+export interface MachineStats {
+  readonly phases: {
+    readonly vmCreated?: number;
+    readonly kernelLoaded?: number;
+    readonly firstEntry?: number;
+    readonly firstSerialByte?: number;
+  };
+  /** What the guest stamped on the boot-timer port. */
+  readonly milestones: Readonly<Record<string, number>>;
+  /** Exits that reached the machine thread, by KVM's name in lower case. */
+  readonly exits: Readonly<Record<string, number>>;
+  /** What the nested-KVM assist did, by kind. */
+  readonly assists: Readonly<Record<string, number>>;
+}
+
+/** Milliseconds on CLOCK_MONOTONIC: the same for every thread of this process. */
+export function now(): number {
+  const [seconds, nanoseconds] = process.hrtime();
+  return seconds * 1e3 + nanoseconds / 1e6;
+}

@@ -1,0 +1,59 @@
+/**
+ * The only address and interrupt map of a machine: guest physical addresses, I/O ports and GSIs. Anything that needs one
+ * takes it from here.
+ */
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+const GiB = 1024 * MiB;
+
+export const PAGE_SIZE = 4096;
+
+/** Guest physical addresses. */
+export const layout = {
+  // Below 1 MiB: what the boot protocols need before the kernel has its own tables.
+  bootGdt: 0x500,
+  bootIdt: 0x520,
+  pvhStartInfo: 0x6000,
+  bootParams: 0x7000,
+  /** PML4, PDPT and four page directories: the first 4 GiB, identity-mapped with 2 MiB pages. */
+  bootPageTables: 0x9000,
+  commandLine: 0x20000,
+  commandLineLimit: 0x10000,
+  /** End of conventional memory; the MP table lives in the reserved KiB after it, where Linux looks. */
+  lowMemoryEnd: 0x9fc00,
+  mpTable: 0x9fc00,
+  mpTableLimit: 0x400,
+  /** Where RAM goes on after the hole of the PC's video memory and ROMs. */
+  highMemoryStart: 1 * MiB,
+
+  /** RAM stops here and goes on at 4 GiB: the space between is for MMIO. */
+  mmioHoleStart: 3 * GiB,
+  mmioHoleEnd: 4 * GiB,
+  virtioMmioBase: 0xd000_0000,
+  virtioMmioStride: 0x1000,
+  ioapic: 0xfec0_0000,
+  /** One page for KVM's identity map, then three for its TSS (Intel hosts without unrestricted guest). */
+  identityMap: 0xfffb_c000,
+  tss: 0xfffb_d000,
+  localApic: 0xfee0_0000,
+} as const;
+
+/** I/O ports. */
+export const ports = {
+  i8042: { base: 0x60, length: 5 },
+  cmos: { base: 0x70, length: 2 },
+  /** The low byte of what is written here ends the machine with that exit code. */
+  debugExit: { base: 0xf4, length: 4 },
+  /** A byte written here stamps a milestone: 1 `init`, 2 `shell`, others by number. */
+  bootTimer: { base: 0xf8, length: 1 },
+  serial: { base: 0x3f8, length: 8 },
+  /** ACPI 6.4 section 4.8.3.7 sleep control register: SLP_EN (bit 5) with SLP_TYP 5 powers off. */
+  sleepControl: { base: 0x600, length: 1 },
+} as const;
+
+/** Global system interrupts (IOAPIC pins, equal to the ISA IRQ numbers below 16). */
+export const gsi = { serial: 4, cmos: 8, virtioFirst: 5 } as const;
+
+/** IOAPIC pins. */
+export const IOAPIC_PINS = 24;

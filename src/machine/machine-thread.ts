@@ -1,0 +1,79 @@
+import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { errorToData } from '../errors.js';
+import { addon } from '../kvm/addon.js';
+import { EPOLLIN } from '../kvm/generated/abi.js';
+import type { MachineEnd } from './end.js';
+import { HostServices } from './host-services.js';
+import type { ControlRequest, MachineMessage, MachineState, MachineThreadData } from './messages.js';
+import { runLoop } from './run-loop.js';
+import { VirtualMachine } from './virtual-machine.js';
+
+/**
+ * Control requests from the main thread. The doorbell's eventfd brings the run loop here; this thread's own event loop
+ * does not run meanwhile.
+ */
+class Control {
+  state: MachineState = 'created';
+  readonly #host: HostServices;
+  readonly #port: MessagePort;
+  readonly #doorbell: number;
+  readonly #count = new Uint8Array(8);
+  readonly #watch: (events: number) => void;
+
+  constructor(host: HostServices, port: MessagePort, doorbell: number) {
+    this.#host = host;
+    this.#port = port;
+    this.#doorbell = doorbell;
+    this.#watch = host.events.add(doorbell, () => this.#receive());
+    this.#watch(EPOLLIN);
+  }
+
+  #receive(): void {
+    addon.read(this.#doorbell, this.#count, 0, 8);
+    this.#watch(EPOLLIN); // before the messages are read, so that one sent meanwhile rings again
+    for (let m = receiveMessageOnPort(this.#port); m; m = receiveMessageOnPort(this.#port)) {
+      this.#handle(m.message as ControlRequest);
+    }
+  }
+
+  #handle({ id, command }: ControlRequest): void {
+    if (command === 'stop') {
+      this.#host.finish({ reason: 'stopped', code: null, message: 'the machine was stopped' });
+    } else if (command === 'start' || command === 'resume') {
+      if (command === 'start') this.#host.statistics.phase('firstEntry');
+      this.#host.runHost.setRunnable(true);
+      this.state = 'running';
+    } else if (command === 'pause') {
+      this.#host.runHost.setRunnable(false);
+      this.state = 'paused';
+    }
+    const answer = { state: this.state, stats: this.#host.statistics.snapshot() };
+    this.#port.postMessage({ type: 'reply', id, answer } satisfies MachineMessage);
+  }
+}
+
+/** Runs the guest until it ends for good; a reset powers it on again unless the configuration says otherwise. */
+async function run({ config, doorbell, serial }: MachineThreadData, port: MessagePort): Promise<void> {
+  const post = (message: MachineMessage) => port.postMessage(message);
+  using host = new HostServices(serial, post);
+  try {
+    let machine = await VirtualMachine.build(config, host);
+    new Control(host, port, doorbell);
+    post({ type: 'ready' });
+    let end: MachineEnd;
+    for (;;) {
+      end = runLoop(machine, host);
+      machine[Symbol.dispose]();
+      if (end.reason !== 'guest-reset' || config.onReset === 'end') break;
+      host.log('info', 'the guest reset itself: booting it again');
+      host.clearEnd();
+      machine = await VirtualMachine.build(config, host);
+    }
+    post({ type: 'ended', end, stats: host.statistics.snapshot() });
+    await host.serial?.drain();
+  } catch (error) {
+    post({ type: 'failed', error: errorToData(error) });
+  }
+}
+
+await run(workerData as MachineThreadData, parentPort as MessagePort);

@@ -1,0 +1,32 @@
+import type { ErrorData } from '../errors.js';
+import type { ResolvedConfig } from './config.js';
+import type { MachineEnd, MachineStats } from './end.js';
+
+/** What the main thread hands a new machine thread. */
+export interface MachineThreadData {
+  readonly config: ResolvedConfig;
+  /** eventfd that says there is a control message. Owned by the main thread, like the serial socket. */
+  readonly doorbell: number;
+  readonly serial: number | undefined;
+}
+
+export type MachineState = 'created' | 'running' | 'paused' | 'ended';
+
+/** Main thread to machine thread; each is answered by a reply with its id. */
+export interface ControlRequest {
+  readonly id: number;
+  readonly command: 'start' | 'pause' | 'resume' | 'stop' | 'query';
+}
+
+export interface ControlAnswer {
+  readonly state: MachineState;
+  readonly stats: MachineStats;
+}
+
+/** Machine thread to main thread. */
+export type MachineMessage =
+  | { readonly type: 'ready' }
+  | { readonly type: 'failed'; readonly error: ErrorData }
+  | { readonly type: 'reply'; readonly id: number; readonly answer: ControlAnswer }
+  | { readonly type: 'log'; readonly level: 'debug' | 'info' | 'warn'; readonly message: string }
+  | { readonly type: 'ended'; readonly end: MachineEnd; readonly stats: MachineStats };

@@ -1,0 +1,77 @@
+import { errnoName } from '../errors.js';
+import { READY } from '../kvm/addon.js';
+import { exitName } from '../kvm/exits.js';
+import * as abi from '../kvm/generated/abi.js';
+import type { MachineEnd } from './end.js';
+import { ExitData } from './exit-data.js';
+import type { HostServices } from './host-services.js';
+import type { VirtualMachine } from './virtual-machine.js';
+
+/**
+ * The hot loop: waits for whatever comes next and gives it to who handles it, until somebody calls host.finish().
+ * Allocates nothing for port, MMIO and descriptor events.
+ */
+export function runLoop(machine: VirtualMachine, host: HostServices): MachineEnd {
+  const { runHost, events, statistics } = host;
+  const { ports, mmio, assist, vcpu } = machine;
+  const { exits } = statistics;
+  const data = new ExitData(vcpu.run.buffer);
+
+  for (;;) {
+    const event = runHost.next();
+    if (event >= READY) {
+      events.dispatch(event & 0xffff);
+      if (host.end) return host.end;
+      continue;
+    }
+    if (event < 0) return failure(`KVM_RUN failed with ${errnoName(-event)}`);
+    exits[event]!++;
+    switch (event) {
+      case abi.KVM_EXIT_IO:
+        data.portAccess(ports);
+        break;
+      case abi.KVM_EXIT_MMIO:
+        data.mmioAccess(mmio);
+        break;
+      case abi.KVM_EXIT_SHUTDOWN:
+        return { reason: 'triple-fault', code: null, message: 'the guest’s CPU shut down (triple fault)' };
+      case abi.KVM_EXIT_SYSTEM_EVENT:
+        host.finish(systemEvent(vcpu.runView));
+        break;
+      case abi.KVM_EXIT_INTERNAL_ERROR:
+      case abi.KVM_EXIT_DEBUG:
+      case abi.KVM_EXIT_X86_WRMSR:
+        if (!assist) return failure(describeExit(event, vcpu.runView));
+        assist.handleExit(event, host);
+        break;
+      default:
+        return failure(describeExit(event, vcpu.runView));
+    }
+    assist?.follow();
+    if (host.end) return host.end;
+  }
+}
+
+function failure(message: string): MachineEnd {
+  return { reason: 'kvm-failure', code: null, message };
+}
+
+/** KVM_EXIT_SYSTEM_EVENT (KVM API, section 5). */
+function systemEvent(run: DataView): MachineEnd {
+  const type = run.getUint32(abi.kvm_run.system_event_type, true);
+  if (type === abi.KVM_SYSTEM_EVENT_SHUTDOWN) {
+    return { reason: 'guest-shutdown', code: 0, message: 'the guest powered off' };
+  }
+  if (type === abi.KVM_SYSTEM_EVENT_RESET) return { reason: 'guest-reset', code: null, message: 'the guest reset itself' };
+  return { reason: 'triple-fault', code: null, message: `the guest crashed (system event ${type})` };
+}
+
+function describeExit(reason: number, run: DataView): string {
+  if (reason === abi.KVM_EXIT_INTERNAL_ERROR) {
+    return `KVM internal error, suberror ${run.getUint32(abi.kvm_run.internal_suberror, true)}`;
+  }
+  if (reason === abi.KVM_EXIT_FAIL_ENTRY) {
+    return `KVM could not enter the guest, hardware reason 0x${run.getBigUint64(abi.kvm_run.fail_entry_reason, true).toString(16)}`;
+  }
+  return `KVM exit '${exitName(reason)}', which this machine does not handle`;
+}

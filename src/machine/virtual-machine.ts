@@ -1,0 +1,143 @@
+import { shapeCpuid } from '../arch/x86_64/cpuid.js';
+import { setEntryState } from '../arch/x86_64/entry-state.js';
+import { writeMpTable } from '../arch/x86_64/mptable.js';
+import { writeBootGdt, writeBootPageTables } from '../arch/x86_64/page-tables.js';
+import { NestedAssist } from '../arch/x86_64/assist/nested-assist.js';
+import { detectKvmFlavour } from '../arch/x86_64/assist/detect.js';
+import { loadKernel } from '../boot/load.js';
+import { Bus } from '../bus/bus.js';
+import { BootTimer } from '../devices/boot-timer.js';
+import { CmosRtc } from '../devices/cmos-rtc.js';
+import { DebugExit } from '../devices/debug-exit.js';
+import { I8042 } from '../devices/i8042.js';
+import { Serial16550 } from '../devices/serial-16550.js';
+import { SleepControl } from '../devices/sleep-control.js';
+import { Kvm } from '../kvm/kvm.js';
+import type { VcpuFd } from '../kvm/vcpu.js';
+import type { VmFd } from '../kvm/vm.js';
+import { commandLine } from './command-line.js';
+import type { ResolvedConfig } from './config.js';
+import { now } from './end.js';
+import { Timer } from './fd-events.js';
+import { GuestRam } from './guest-ram.js';
+import type { HostServices } from './host-services.js';
+import { gsi, layout, ports } from './layout.js';
+
+/** One power-on of a machine: its KVM objects, memory and devices, from a kernel loaded to the guest's end. */
+export class VirtualMachine implements Disposable {
+  readonly vcpu: VcpuFd;
+  readonly ports = new Bus('port');
+  readonly mmio = new Bus('MMIO');
+  /** Only where KVM interprets the guest's kernel. */
+  readonly assist: NestedAssist | undefined;
+  readonly #resources: Disposable[];
+
+  private constructor(vcpu: VcpuFd, assist: NestedAssist | undefined, resources: Disposable[]) {
+    this.vcpu = vcpu;
+    this.assist = assist;
+    this.#resources = resources;
+  }
+
+  /** Builds a machine and loads its kernel. @throws TsvisorError of every kind that a configuration can cause. */
+  static async build(config: ResolvedConfig, host: HostServices): Promise<VirtualMachine> {
+    // What is made is released in reverse, here if building fails and in dispose otherwise.
+    const resources: Disposable[] = [];
+    const own = <T extends Disposable>(resource: T): T => {
+      resources.push(resource);
+      return resource;
+    };
+    try {
+      const flavour = detectKvmFlavour();
+      const kvm = own(Kvm.open());
+      const vm = own(kvm.createVm());
+      const { memory } = own(new GuestRam(vm, config.memory));
+      vm.setTssAddr(layout.tss);
+      vm.setIdentityMapAddr(layout.identityMap);
+      vm.createIrqchip();
+      vm.createPit2();
+      const vcpu = own(vm.createVcpu(0));
+      const cpuid = kvm.supportedCpuid();
+      shapeCpuid(cpuid, 0, config.cpus, flavour);
+      vcpu.setCpuid(cpuid);
+      host.statistics.phase('vmCreated');
+
+      const entry = await loadKernel(memory, {
+        kernel: config.kernel,
+        ...(config.initrd === undefined ? {} : { initrd: config.initrd }),
+        commandLine: commandLine(config, flavour),
+      });
+      writeBootPageTables(memory);
+      writeBootGdt(memory);
+      writeMpTable(memory, config.cpus);
+      setEntryState(vcpu, entry);
+      host.statistics.phase('kernelLoaded');
+
+      const assist = flavour === 'interpreted' ? new NestedAssist(vm, vcpu, memory) : undefined;
+      const machine = new VirtualMachine(vcpu, assist, resources);
+      machine.#addDevices(vm, config, host);
+      host.runHost.attachVcpu(vcpu.fd, vcpu.run);
+      return machine;
+    } catch (error) {
+      release(resources);
+      throw error;
+    }
+  }
+
+  [Symbol.dispose](): void {
+    release(this.#resources);
+  }
+
+  /** Adding a device is a line here. */
+  #addDevices(vm: VmFd, config: ResolvedConfig, host: HostServices): void {
+    const add = ({ base, length }: { base: number; length: number }, device: Parameters<Bus['add']>[2]) =>
+      this.ports.add(base, length, device);
+    add(ports.i8042, new I8042(() => host.finish({ reason: 'guest-reset', code: null, message: 'the guest reset itself' })));
+    const low = Math.min(config.memory, layout.mmioHoleStart);
+    add(ports.cmos, new CmosRtc({ clock: Date, memoryBelow4GiB: low, memoryAbove4GiB: config.memory - low }));
+    add(
+      ports.debugExit,
+      new DebugExit((code) => host.finish({ reason: 'guest-exit', code, message: `the guest exited with code ${code}` })),
+    );
+    add(
+      ports.bootTimer,
+      new BootTimer((name) => {
+        host.statistics.milestone(name);
+        host.log('debug', `milestone ${name}`);
+      }),
+    );
+    add(
+      ports.sleepControl,
+      new SleepControl(() => host.finish({ reason: 'guest-shutdown', code: 0, message: 'the guest powered off' })),
+    );
+    if (host.serial && config.serial) add(ports.serial, this.#serial(vm, host, host.serial));
+  }
+
+  #serial(vm: VmFd, host: HostServices, stream: NonNullable<HostServices['serial']>): Serial16550 {
+    const timer = new Timer(host.events, () => serial.timerExpired());
+    this.#resources.push({ [Symbol.dispose]: () => timer.close() });
+    let first = true;
+    const serial: Serial16550 = new Serial16550({
+      interrupt: { set: (level) => vm.setIrqLine(gsi.serial, level) },
+      output: {
+        write: (byte) => {
+          if (first) {
+            host.statistics.phase('firstSerialByte');
+            first = false;
+          }
+          return stream.write(byte);
+        },
+      },
+      input: stream,
+      timer,
+      now: () => now() * 1e3,
+    });
+    stream.onWritable = () => serial.outputReady();
+    stream.onReadable = () => serial.inputReady();
+    return serial;
+  }
+}
+
+function release(resources: Disposable[]): void {
+  for (const resource of resources.reverse()) resource[Symbol.dispose]();
+  resources.length = 0;
+}

@@ -1,0 +1,49 @@
+import { layout, ports } from '#dist/machine/layout.js';
+import { compileGuest } from './compile.js';
+import { runMachine, runReference } from './contestants.js';
+import { interleave } from './interleave.js';
+import type { Bench, Measurement } from './result.js';
+
+const ROUNDS = 9;
+const SEGMENTS = 8;
+
+/** Exits of each segment and before the first, by privilege level: from CPL 3 they can cost several times as much. */
+const EXITS = { 0: 4000, 3: 1600 } as const;
+/** The optimizing compiler needs a few thousand rounds of the loop before it has replaced it. */
+const WARM_UP = 16_000;
+
+/** The UART's scratch register: the cheapest device there is, so that it is the way to it that counts. */
+const PORT = ports.serial.base + 7;
+/** No device is here: virtio's are far below. */
+const MMIO = layout.ioapic - 0x10_0000;
+
+/** One exit handled in TypeScript against the same in C. */
+export const exits: Bench = {
+  name: 'exits',
+  describe: 'one port or MMIO exit, handled in TypeScript and in C',
+  async run({ rounds = ROUNDS }) {
+    const measurements: Measurement[] = [];
+    for (const cpl of [0, 3] as const) {
+      const counts = { CPL: cpl, SEGMENTS, EXITS: EXITS[cpl], WARMUP: WARM_UP };
+      for (const [kind, target] of [
+        ['PIO', { PORT }],
+        ['MMIO', { MMIO }],
+      ] as const) {
+        const elf = compileGuest('exits.S', { ...counts, ...target });
+        const perExit = (stamps: readonly number[]) => microsecondsPerExit(stamps, EXITS[cpl]);
+        const { tsvisor = [], c = [] } = await interleave(rounds, {
+          c: () => runReference(elf).flatMap(perExit),
+          tsvisor: async () => perExit(await runMachine(elf)),
+        });
+        measurements.push({ name: `${kind} write, CPL${cpl}`, unit: 'us', better: 'lower', tsvisor, peers: { c } });
+      }
+    }
+    return measurements;
+  },
+};
+
+/** @param stamps milliseconds between which the guest did `count` exits each. */
+function microsecondsPerExit(stamps: readonly number[], count: number): number[] {
+  if (stamps.length !== SEGMENTS + 1) throw new Error(`the bench guest stamped ${stamps.length} milestones`);
+  return stamps.slice(1).map((at, i) => ((at - (stamps[i] as number)) * 1e3) / count);
+}

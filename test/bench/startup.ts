@@ -1,0 +1,87 @@
+import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
+import { detectKvmFlavour } from '#dist/arch/x86_64/assist/detect.js';
+import { now } from '#dist/machine/end.js';
+import { compileGuest, compileReference } from './compile.js';
+import { runMachine, runReference, timeProcess } from './contestants.js';
+import { type Contestant, interleave } from './interleave.js';
+import type { Bench, BenchOptions, Measurement } from './result.js';
+
+const ROUNDS = 15;
+
+/** What QEMU's isa-debug-exit makes of code 0: (code << 1) | 1. */
+const QEMU_EXIT = 1;
+
+/** How long until a guest's first instruction, and how long a whole process takes whose guest ends with it. */
+export const startup: Bench = {
+  name: 'startup',
+  describe: 'machine made to first guest instruction, and the whole command line',
+  async run(options) {
+    return [await warmProcess(options), await commandLine(options)];
+  },
+};
+
+/** `node` is a Worker that does nothing until its first line: what a thread of its own costs a machine in Node. */
+async function warmProcess({ rounds = ROUNDS }: BenchOptions): Promise<Measurement> {
+  const elf = compileGuest('first.S');
+  const contestants = {
+    tsvisor: async () => (await runMachine(elf)).slice(0, 1),
+    // The first machine of the process warms it; the second counts.
+    c: () => runReference(elf, 2).slice(1).flatMap(first),
+    node: async () => [await startWorker()],
+  };
+  await interleave(1, contestants);
+  const { tsvisor = [], ...peers } = await interleave(rounds, contestants);
+  return { name: 'machine to first instruction, warm process', unit: 'ms', better: 'lower', tsvisor, peers };
+}
+
+function first(stamps: readonly number[]): number[] {
+  return stamps.slice(0, 1);
+}
+
+/** Time in ms from asking for an empty Worker to the first thing it does. */
+async function startWorker(): Promise<number> {
+  const start = now();
+  const code = `require('node:worker_threads').parentPort.postMessage(process.hrtime())`;
+  const worker = new Worker(code, { eval: true, execArgv: [] });
+  const [seconds, nanoseconds] = await new Promise<[number, number]>((resolve, reject) => {
+    worker.once('message', resolve);
+    worker.once('error', reject);
+  });
+  await worker.terminate();
+  return seconds * 1e3 + nanoseconds / 1e6 - start;
+}
+
+/** Whole processes: VMMs whose guest ends at once, and a Node that does nothing. */
+async function commandLine({ rounds = ROUNDS, note }: BenchOptions): Promise<Measurement> {
+  const elf = compileGuest('first.S');
+  const cli = fileURLToPath(import.meta.resolve('../../bin/tsvisor.js'));
+  const reference = compileReference('vmm.c');
+  const qemu = qemuContestant(note);
+  const contestants = {
+    tsvisor: () => [timeProcess(process.execPath, [cli, 'run', '--kernel', elf, '--serial', 'none'])],
+    c: () => [timeProcess(reference, [elf])],
+    node: () => [timeProcess(process.execPath, ['-e', '0'])],
+    ...(qemu && { qemu }),
+  };
+  await interleave(1, contestants);
+  const { tsvisor = [], ...peers } = await interleave(rounds, contestants);
+  return { name: 'command line, start to end', unit: 'ms', better: 'lower', tsvisor, peers };
+}
+
+/** QEMU's smallest machine with the same guest, by the PVH protocol; undefined where it is not there or does not run. */
+function qemuContestant(note: BenchOptions['note']): Contestant | undefined {
+  // A nested KVM that interprets refuses the MSR behind this feature, and QEMU then refuses to start.
+  const cpu = detectKvmFlavour() === 'interpreted' ? 'host,-arch-capabilities' : 'host';
+  const machine = 'microvm,x-option-roms=off,rtc=off,pit=off,pic=off,isa-serial=off';
+  const args = ['-M', machine, '-nodefaults', '-no-user-config', '-nographic', '-enable-kvm', '-cpu', cpu, '-m', '64'];
+  args.push('-device', 'isa-debug-exit,iobase=0xf4,iosize=0x01', '-kernel', compileGuest('first.S', { PVH: 1 }));
+  const run = () => [timeProcess('qemu-system-x86_64', args, QEMU_EXIT)];
+  try {
+    run();
+    return run;
+  } catch (error) {
+    note(`no QEMU to compare with: ${error instanceof Error ? error.message : error}`);
+    return undefined;
+  }
+}

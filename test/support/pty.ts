@@ -1,0 +1,69 @@
+import { closeSync, openSync, readSync, writeSync } from 'node:fs';
+import koffi from 'koffi';
+
+const libc = koffi.load('libc.so.6');
+const posixOpenpt = libc.func('int posix_openpt(int flags)');
+const grantpt = libc.func('int grantpt(int fd)');
+const unlockpt = libc.func('int unlockpt(int fd)');
+const ptsnameR = libc.func('int ptsname_r(int fd, _Out_ uint8_t *name, size_t length)');
+const tcgetattr = libc.func('int tcgetattr(int fd, _Out_ uint8_t *termios)');
+
+const O_RDWR = 2;
+const O_NOCTTY = 0o400;
+const O_NONBLOCK = 0o4000;
+const TERMIOS_SIZE = 60;
+
+/** A pseudo-terminal: what a program under test has as its terminal, and the person's end of it. */
+export class Pty implements Disposable {
+  readonly #master: number;
+  /** The terminal, for a child's stdio. */
+  readonly slave: number;
+  #output = '';
+
+  constructor() {
+    this.#master = posixOpenpt(O_RDWR | O_NOCTTY | O_NONBLOCK);
+    if (this.#master < 0 || grantpt(this.#master) !== 0 || unlockpt(this.#master) !== 0) throw new Error('no pty');
+    const name = new Uint8Array(64);
+    if (ptsnameR(this.#master, name, name.length) !== 0) throw new Error('no pty name');
+    this.slave = openSync(Buffer.from(name.subarray(0, name.indexOf(0))).toString(), O_RDWR | O_NOCTTY);
+  }
+
+  type(text: string): void {
+    writeSync(this.#master, text);
+  }
+
+  /** Everything shown so far. */
+  get screen(): string {
+    const buffer = Buffer.alloc(65536);
+    for (;;) {
+      try {
+        const count = readSync(this.#master, buffer);
+        if (count === 0) return this.#output;
+        this.#output += buffer.toString('latin1', 0, count);
+      } catch {
+        return this.#output;
+      }
+    }
+  }
+
+  /** Resolves when the screen shows this. @throws Error with the screen when it does not in time. */
+  async shows(pattern: RegExp, seconds = 60): Promise<void> {
+    for (const end = Date.now() + seconds * 1e3; Date.now() < end; ) {
+      if (pattern.test(this.screen)) return;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    throw new Error(`the terminal never showed ${pattern}:\n${this.screen}`);
+  }
+
+  /** The line discipline's settings, to compare. */
+  get settings(): string {
+    const termios = new Uint8Array(TERMIOS_SIZE);
+    if (tcgetattr(this.slave, termios) !== 0) throw new Error('tcgetattr');
+    return Buffer.from(termios).toString('hex');
+  }
+
+  [Symbol.dispose](): void {
+    closeSync(this.#master);
+    closeSync(this.slave);
+  }
+}
