@@ -73,7 +73,8 @@ function flavourFinding(): Finding {
   return {
     check: 'virtualization',
     status: 'warn',
-    finding: 'none in hardware: KVM interprets guest kernels (about 1 million instructions a second); tsvisor completes the rest',
+    finding:
+      'none in hardware: KVM interprets guest kernels (about 1 million instructions a second); tsvisor completes the rest',
     remedy: 'for full speed use a host with VMX or SVM, or ask the cloud for nested virtualization',
   };
 }
@@ -117,7 +118,12 @@ function capabilityFindings(kvm: Kvm): Finding[] {
   const result: Finding[] = [
     lacking.length === 0
       ? { check: 'capabilities', status: 'ok', finding: found }
-      : { check: 'capabilities', status: 'lack', finding: `without ${lacking.join(', ')}`, remedy: 'use a newer host kernel' },
+      : {
+          check: 'capabilities',
+          status: 'lack',
+          finding: `without ${lacking.join(', ')}`,
+          remedy: 'use a newer host kernel',
+        },
   ];
   if (optional.length > 0) {
     result.push({ check: 'capabilities', status: 'warn', finding: `without ${optional.join(', ')}` });
@@ -140,7 +146,8 @@ function tunFinding(): Finding {
 }
 
 function memoryFinding(): Finding {
-  const kib = (name: string) => Number(new RegExp(`^${name}:\\s*(\\d+)`, 'm').exec(readText('/proc/meminfo'))?.[1] ?? 0);
+  const kib = (name: string) =>
+    Number(new RegExp(`^${name}:\\s*(\\d+)`, 'm').exec(readText('/proc/meminfo'))?.[1] ?? 0);
   const available = kib('MemAvailable') * 1024;
   const finding = `${formatSize(available)} available of ${formatSize(kib('MemTotal') * 1024)}`;
   if (available >= 256 * 2 ** 20) return { check: 'memory', status: 'ok', finding };
@@ -150,7 +157,9 @@ function memoryFinding(): Finding {
 /** What building the default guest takes; not needed to run a kernel of one's own. */
 function toolFindings(): Finding[] {
   const tools = { gcc: 'gcc', make: 'make', flex: 'flex', bison: 'bison', bc: 'bc', xz: 'xz-utils' };
-  const missing = Object.entries(tools).filter(([tool]) => !onPath(tool)).map(([, debianPackage]) => debianPackage);
+  const missing = Object.entries(tools)
+    .filter(([tool]) => !onPath(tool))
+    .map(([, debianPackage]) => debianPackage);
   if (!existsSync('/bin/busybox')) missing.push('busybox-static');
   if (!existsSync('/usr/src/linux-source-6.1.tar.xz')) missing.push('linux-source-6.1');
   if (missing.length === 0) return [{ check: 'guest build', status: 'ok', finding: 'everything is installed' }];

@@ -6,7 +6,10 @@ export const describe = 'Build or locate the default initramfs';
 
 export function builder(yargs: Argv) {
   return yargs
-    .positional('action', { choices: ['build', 'path'] as const, describe: 'both build it when it must be, and print its path' })
+    .positional('action', {
+      choices: ['build', 'path'] as const,
+      describe: 'both build it when it must be, and print its path',
+    })
     .example('$0 run --initrd "$($0 initramfs path)"', 'what a script passes to run');
 }
 

@@ -8,8 +8,15 @@ export const describe = 'Build, list or locate guest kernels';
 export function builder(yargs: Argv) {
   return yargs
     .positional('action', { choices: ['build', 'list', 'path'] as const, demandOption: true, describe: 'what to do' })
-    .positional('flavour', { type: 'string', describe: `configuration in guest-images/kernel [default: ${DEFAULT_FLAVOUR}]` })
-    .option('source', { type: 'string', requiresArg: true, describe: 'kernel source tarball [default: Debian’s linux-source-6.1]' })
+    .positional('flavour', {
+      type: 'string',
+      describe: `configuration in guest-images/kernel [default: ${DEFAULT_FLAVOUR}]`,
+    })
+    .option('source', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'kernel source tarball [default: Debian’s linux-source-6.1]',
+    })
     .option('json', { type: 'boolean', default: false, describe: 'list: one JSON object on stdout' })
     .example('$0 kernel build', `build the default flavour (minutes, once), then print its path`)
     .example('$0 kernel list', 'flavours, and which are built')

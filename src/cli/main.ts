@@ -26,7 +26,9 @@ export async function main(argv: readonly string[]): Promise<void> {
     .alias('help', 'h')
     .version()
     .fail((message, error) => {
-      throw error ?? new UsageError(`${message}; see tsvisor --help`);
+      // What yargs finds wrong has a message, in several lines; what a command throws comes as it is.
+      if (!message && error) throw error;
+      throw new UsageError(`${message.replace(/\s+/g, ' ').trim()}; see tsvisor --help`);
     });
   try {
     await parser.parseAsync();

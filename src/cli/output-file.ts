@@ -35,7 +35,9 @@ export class OutputFile {
       if (this.#temporary) renameSync(this.#temporary, this.#path);
     } catch (error) {
       this.discard();
-      throw new TsvisorError('ERR_OUTPUT', `cannot write ${this.#path}: ${describe(error, this.#path)}`, { cause: error });
+      throw new TsvisorError('ERR_OUTPUT', `cannot write ${this.#path}: ${describe(error, this.#path)}`, {
+        cause: error,
+      });
     }
   }
 

@@ -19,7 +19,11 @@ export const describe = 'Boot a Linux guest, with this terminal as its console';
 
 export function builder(yargs: Argv) {
   return yargs
-    .option('kernel', { type: 'string', requiresArg: true, describe: 'vmlinux, bzImage or PVH ELF [default: built-in]' })
+    .option('kernel', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'vmlinux, bzImage or PVH ELF [default: built-in]',
+    })
     .option('initrd', { type: 'string', requiresArg: true, describe: 'initial RAM disk [default: built-in]' })
     .option('append', { type: 'string', requiresArg: true, describe: 'more kernel command line' })
     .option('memory', { alias: 'm', type: 'string', default: '64M', describe: 'guest RAM; a bare number is MiB' })
@@ -51,7 +55,7 @@ export async function handler(args: RunArguments): Promise<void> {
   try {
     const { onLog } = await createLog(args.logLevel);
     const config: MachineConfig = {
-      kernel: args.kernel ?? ((await kernelPath())),
+      kernel: args.kernel ?? (await kernelPath()),
       ...initrdOf(args, args.kernel === undefined ? await initramfsPath() : undefined),
       append: args.append ?? '',
       memory,

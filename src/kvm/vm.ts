@@ -95,7 +95,8 @@ export class VmFd implements Disposable {
     view.setUint32(ranges + abi.kvm_msr_filter_range.nmsrs, 64, true);
     view.setUint32(ranges + abi.kvm_msr_filter_range.base, base, true);
     const bitmap = new Uint8Array(8).fill(0xff); // a clear bit denies
-    for (const msr of msrs) bitmap[(msr - base) >> 3] = (bitmap[(msr - base) >> 3] as number) & ~(1 << ((msr - base) & 7));
+    for (const msr of msrs)
+      bitmap[(msr - base) >> 3] = (bitmap[(msr - base) >> 3] as number) & ~(1 << ((msr - base) & 7));
     const at = ranges + abi.kvm_msr_filter_range.bitmap;
     kvmIoctl(this.fd, 'KVM_X86_SET_MSR_FILTER', abi.KVM_X86_SET_MSR_FILTER, 'filtering MSRs', view, at, bitmap);
   }

@@ -1,6 +1,13 @@
 import { MemoryError } from '../errors.js';
 import type { Mapping } from '../kvm/addon.js';
-import { MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE } from '../kvm/generated/abi.js';
+import {
+  MADV_HUGEPAGE,
+  MAP_ANONYMOUS,
+  MAP_NORESERVE,
+  MAP_PRIVATE,
+  PROT_READ,
+  PROT_WRITE,
+} from '../kvm/generated/abi.js';
 import { mapMemory } from '../kvm/kvm.js';
 import type { VmFd } from '../kvm/vm.js';
 import { GuestMemory } from '../memory/guest-memory.js';
@@ -13,7 +20,10 @@ const MAX_REGION = 2 ** 31;
 export function ramRanges(size: number): { gpa: number; size: number }[] {
   const low = Math.min(size, layout.mmioHoleStart);
   const ranges: { gpa: number; size: number }[] = [];
-  for (const [start, length] of [[0, low], [layout.mmioHoleEnd, size - low]] as const) {
+  for (const [start, length] of [
+    [0, low],
+    [layout.mmioHoleEnd, size - low],
+  ] as const) {
     for (let done = 0; done < length; done += MAX_REGION) {
       ranges.push({ gpa: start + done, size: Math.min(MAX_REGION, length - done) });
     }

@@ -1,6 +1,6 @@
-import type { MachineEnd } from './end.js';
 import { ByteStream } from '../backends/byte-stream.js';
 import { addon, type RunHost } from '../kvm/addon.js';
+import type { MachineEnd } from './end.js';
 import { FdEvents } from './fd-events.js';
 import type { MachineMessage } from './messages.js';
 import { Statistics } from './statistics.js';

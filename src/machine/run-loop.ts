@@ -62,7 +62,8 @@ function systemEvent(run: DataView): MachineEnd {
   if (type === abi.KVM_SYSTEM_EVENT_SHUTDOWN) {
     return { reason: 'guest-shutdown', code: 0, message: 'the guest powered off' };
   }
-  if (type === abi.KVM_SYSTEM_EVENT_RESET) return { reason: 'guest-reset', code: null, message: 'the guest reset itself' };
+  if (type === abi.KVM_SYSTEM_EVENT_RESET)
+    return { reason: 'guest-reset', code: null, message: 'the guest reset itself' };
   return { reason: 'triple-fault', code: null, message: `the guest crashed (system event ${type})` };
 }
 

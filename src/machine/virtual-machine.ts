@@ -1,9 +1,9 @@
+import { detectKvmFlavour } from '../arch/x86_64/assist/detect.js';
+import { NestedAssist } from '../arch/x86_64/assist/nested-assist.js';
 import { shapeCpuid } from '../arch/x86_64/cpuid.js';
 import { setEntryState } from '../arch/x86_64/entry-state.js';
 import { writeMpTable } from '../arch/x86_64/mptable.js';
 import { writeBootGdt, writeBootPageTables } from '../arch/x86_64/page-tables.js';
-import { NestedAssist } from '../arch/x86_64/assist/nested-assist.js';
-import { detectKvmFlavour } from '../arch/x86_64/assist/detect.js';
 import { loadKernel } from '../boot/load.js';
 import { Bus } from '../bus/bus.js';
 import { BootTimer } from '../devices/boot-timer.js';
@@ -91,12 +91,17 @@ export class VirtualMachine implements Disposable {
   #addDevices(vm: VmFd, config: ResolvedConfig, host: HostServices): void {
     const add = ({ base, length }: { base: number; length: number }, device: Parameters<Bus['add']>[2]) =>
       this.ports.add(base, length, device);
-    add(ports.i8042, new I8042(() => host.finish({ reason: 'guest-reset', code: null, message: 'the guest reset itself' })));
+    add(
+      ports.i8042,
+      new I8042(() => host.finish({ reason: 'guest-reset', code: null, message: 'the guest reset itself' })),
+    );
     const low = Math.min(config.memory, layout.mmioHoleStart);
     add(ports.cmos, new CmosRtc({ clock: Date, memoryBelow4GiB: low, memoryAbove4GiB: config.memory - low }));
     add(
       ports.debugExit,
-      new DebugExit((code) => host.finish({ reason: 'guest-exit', code, message: `the guest exited with code ${code}` })),
+      new DebugExit((code) =>
+        host.finish({ reason: 'guest-exit', code, message: `the guest exited with code ${code}` }),
+      ),
     );
     add(
       ports.bootTimer,

@@ -1,9 +1,20 @@
-import { execFileSync } from 'node:child_process';
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { execFileSync, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type CliResult, cli, cliPath } from '../support/cli.js';
+import { buildBzImage, buildElf, pattern } from '../support/boot-images.js';
+import { type CliResult, cli, cliPath, finish } from '../support/cli.js';
 import { guestProgram } from '../support/guest-program.js';
 import { describeKvm } from '../support/kvm.js';
 
@@ -68,9 +79,9 @@ describeKvm('kernels and initrds that cannot be booted', () => {
     ['missing', () => join(folder, 'missing'), /missing: .*(no such|does not exist|not found)/i],
     ['a directory', () => folder, /director/],
     ['empty', () => file('empty', ''), /empty/],
-    ['random bytes', () => file('random', Buffer.from(Array.from({ length: 70_000 }, (_, i) => (i * 7919) >> 3))), /not a/],
+    ['random bytes', () => file('random', randomBytes(70_000)), /neither an ELF nor a bzImage/],
     ['a truncated ELF', () => file('truncated', elf().subarray(0, 70)), /truncated|past|short/],
-    ['a 32-bit ELF', () => file('elf32', patched(4, 1)), /32-bit/],
+    ['a 32-bit ELF', () => file('elf32', buildElf({ bits: 32 })), /32-bit/],
     ['an ELF of another machine', () => file('aarch64', patched(18, 183)), /AArch64/i],
     ['a big-endian ELF', () => file('big', patched(5, 2)), /big-endian/],
   ];
@@ -79,12 +90,9 @@ describeKvm('kernels and initrds that cannot be booted', () => {
   });
 
   test('a truncated bzImage', async () => {
-    const image = Buffer.alloc(4096);
-    image.writeUInt16LE(0xaa55, 0x1fe);
-    image.write('HdrS', 0x202);
-    image.writeUInt16LE(0x020f, 0x206);
-    image[0x1f1] = 30;
-    expectOneLine(await cli(['run', '--kernel', file('bzImage', image)]), 66, /bzImage.*(truncated|ends|short)/);
+    const image = await buildBzImage({ payload: pattern(100_000) });
+    const path = file('bzImage', image.subarray(0, image.length - 50_000));
+    expectOneLine(await cli(['run', '--kernel', path]), 66, /truncated|ends|short/);
   });
 
   test('initrd: missing, and larger than memory', async () => {
@@ -136,47 +144,35 @@ describeKvm('files that cannot be written', () => {
   });
 });
 
-describe('without a usable /dev/kvm', () => {
-  // A mount namespace of its own hides or replaces the device, as a container would.
-  const inNamespace = (setup: string, args: string) =>
-    new Promise<CliResult>((resolve) => {
-      const script = `${setup}; exec "${process.execPath}" "${cliPath}" ${args}`;
-      import('../support/cli.js').then(async ({ finish }) => {
-        const { spawn } = await import('node:child_process');
-        const child = spawn('unshare', ['--mount', '--map-root-user', 'sh', '-c', script], { stdio: 'pipe' });
-        child.stdin.end();
-        resolve(finish(child));
-      });
-    });
+/** Runs the command line after a shell command, in a mount namespace of its own: as in a container. */
+function inNamespace(setup: string, kernel: string, prefix = ''): Promise<CliResult> {
+  const script = `${setup} && exec ${prefix} "${process.execPath}" "${cliPath}" run --kernel "${kernel}"`;
+  const child = spawn('unshare', ['--mount', 'sh', '-c', script], { stdio: 'pipe' });
+  child.stdin.end();
+  return finish(child);
+}
 
+describeKvm('without a usable /dev/kvm', () => {
   test('missing: exit 69 and a remedy', async () => {
     const empty = join(folder, 'dev');
-    mkdirSync(empty, { recursive: true });
-    expectOneLine(
-      await inNamespace(`mount --bind ${empty} /dev`, `run --kernel ${exits7()} --serial none`),
-      69,
-      /\/dev\/kvm does not exist.*modprobe/,
-    );
+    mkdirSync(empty);
+    const result = await inNamespace(`mount --bind "${empty}" /dev`, exits7());
+    expectOneLine(result, 69, /\/dev\/kvm does not exist.*modprobe/);
   });
 
   test('not a KVM device: exit 69', async () => {
-    const result = await inNamespace('mount --bind /dev/null /dev/kvm', `run --kernel ${exits7()}`);
-    expectOneLine(result, 69, /not a KVM device/);
+    expectOneLine(await inNamespace('mount --bind /dev/null /dev/kvm', exits7()), 69, /not a KVM device/);
   });
 
   test('not permitted: exit 77 and a remedy', async () => {
+    // Root is refused nothing: this runs as another user, who needs a kernel and a program that it may read.
     const forbidden = file('forbidden', '');
     chmodSync(forbidden, 0);
+    const kernel = file('kernel', readFileSync(exits7()));
     chmodSync(folder, 0o755);
-    // Root is refused nothing: another user is needed.
-    const setup = `mount --bind ${forbidden} /dev/kvm; chown 0 ${forbidden}`;
-    const args = `run --kernel ${exits7()}`;
-    const script = `${setup}; exec setpriv --reuid 65534 --clear-groups --inh-caps=-all "${process.execPath}" "${cliPath}" ${args}`;
-    const { spawn } = await import('node:child_process');
-    const { finish } = await import('../support/cli.js');
-    const child = spawn('unshare', ['--mount', 'sh', '-c', script], { stdio: 'pipe' });
-    child.stdin.end();
-    expectOneLine(await finish(child), 77, /\/dev\/kvm: permission denied.*usermod -aG kvm/);
+    const asNobody = 'setpriv --reuid 65534 --clear-groups --inh-caps=-all';
+    const result = await inNamespace(`mount --bind "${forbidden}" /dev/kvm`, kernel, asNobody);
+    expectOneLine(result, 77, /\/dev\/kvm: permission denied.*usermod -aG kvm/);
   });
 });
 

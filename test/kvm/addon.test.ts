@@ -1,11 +1,11 @@
+import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { constants } from 'node:os';
+import { Worker } from 'node:worker_threads';
+import { describe, expect, test } from 'vitest';
 import { addon, READY } from '#dist/kvm/addon.js';
 import * as abi from '#dist/kvm/generated/abi.js';
 import { Kvm, kvmIoctl, mapMemory } from '#dist/kvm/kvm.js';
-import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
-import { Worker } from 'node:worker_threads';
-import { describe, expect, test } from 'vitest';
 import { describeKvm } from '../support/kvm.js';
 import { resources } from '../support/process-resources.js';
 
@@ -40,7 +40,9 @@ describe('system calls', () => {
     new DataView(region.buffer).setBigUint64(abi.kvm_userspace_memory_region.memory_size, 8192n, true);
     const at = abi.kvm_userspace_memory_region.userspace_addr;
     const backing = new Uint8Array(4096);
-    expect(() => addon.ioctl(0, abi.KVM_SET_USER_MEMORY_REGION, region, at, backing)).toThrow(/longer than its backing/);
+    expect(() => addon.ioctl(0, abi.KVM_SET_USER_MEMORY_REGION, region, at, backing)).toThrow(
+      /longer than its backing/,
+    );
     expect(() => addon.ioctl(0, abi.KVM_SET_USER_MEMORY_REGION, region, 30, backing)).toThrow(/bad pointer/);
   });
 
@@ -81,7 +83,9 @@ describe('mappings', () => {
   });
 
   test('that cannot be made name their purpose', () => {
-    expect(() => mapMemory(0, abi.PROT_READ, anonymous, -1, 'testing')).toThrow(/^mmap failed with EINVAL while testing/);
+    expect(() => mapMemory(0, abi.PROT_READ, anonymous, -1, 'testing')).toThrow(
+      /^mmap failed with EINVAL while testing/,
+    );
   });
 });
 
@@ -150,7 +154,9 @@ describeKvm('KVM', () => {
     using kvm = Kvm.open();
     using vm = kvm.createVm();
     vm.createIrqchip();
-    expect(() => vm.createIrqchip()).toThrow(/^KVM_CREATE_IRQCHIP failed with EEXIST while creating the interrupt contr/);
+    expect(() => vm.createIrqchip()).toThrow(
+      /^KVM_CREATE_IRQCHIP failed with EEXIST while creating the interrupt contr/,
+    );
     using vcpu = vm.createVcpu(0);
     const sregs = vcpu.getSregs();
     sregs.cr4 = 1n << 63n;

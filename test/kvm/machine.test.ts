@@ -1,8 +1,8 @@
 import { text } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
+import { expect, test } from 'vitest';
 import { detectKvmFlavour } from '#dist/arch/x86_64/assist/detect.js';
 import { Machine, type MachineConfig } from '#dist/index.js';
-import { expect, test } from 'vitest';
 import { guestProgram } from '../support/guest-program.js';
 import { describeKvm } from '../support/kvm.js';
 import { resources } from '../support/process-resources.js';
@@ -210,7 +210,8 @@ describeKvm('a machine', () => {
   });
 
   test('several run at once in one process', async () => {
-    const program = (code: number) => `mov ecx, 2000\nagain: in al, 0x80\nloop again\nmov al, ${code}\nout DEBUG_EXIT, al`;
+    const program = (code: number) =>
+      `mov ecx, 2000\nagain: in al, 0x80\nloop again\nmov al, ${code}\nout DEBUG_EXIT, al`;
     const ends = await Promise.all([11, 22, 33, 44].map((code) => runToEnd(program(code))));
     expect(ends.map((end) => end.code)).toEqual([11, 22, 33, 44]);
   });

@@ -14,7 +14,7 @@ export const bare = {
   /** 256 stubs of 16 bytes: `out FAULT_PORT, al; hlt`. The vector is the stub that ran. */
   stubs: 0x8000,
   kernelStackTop: 0xc000,
-  /** Stack of interrupt stack table entry 1. */
+  /** Stack of interrupt stack table entry 1, on which gates run by default: a snippet may use RSP as it likes. */
   ist1Top: 0xe000,
   /** Two pages that hold the snippet. */
   code: 0x1_0000,
@@ -73,6 +73,7 @@ export function writeTables(memory: GuestMemory): void {
   memory.writeU16(bare.tss + 0x66, 0x68); // no I/O bitmap
 }
 
+/** Identity-maps the guest, with the pages of every kind that `bare` lists. */
 function writePageTables(memory: GuestMemory): void {
   for (let level = 0; level < 3; level++) {
     memory.writeU64(bare.pml4 + level * 0x1000, BigInt((bare.pml4 + (level + 1) * 0x1000) | pte.P | pte.W | pte.U));

@@ -32,6 +32,8 @@ export class BareGuest implements Disposable {
   readonly vm: VmFd;
   readonly vcpu: VcpuFd;
   readonly memory: GuestMemory;
+  static readonly CR0 = CR0;
+  static readonly CR4 = CR4;
   /** Control registers that enter() sets. */
   cr0 = CR0;
   cr4 = CR4;
@@ -68,9 +70,9 @@ export class BareGuest implements Disposable {
   }
 
   /** Places the vCPU: registers, privilege level, and the descriptor tables of this guest. */
-  enter(cpl: 0 | 3, regs: Regs): void {
+  enter(cpl: 0 | 3, regs: Regs, bases: { fs?: bigint; gs?: bigint } = {}): void {
     const sregs = this.vcpu.getSregs();
-    this.placeSregs(cpl, sregs);
+    this.placeSregs(cpl, sregs, bases);
     this.vcpu.setSregs(sregs);
     regs.rflags |= 2n;
     this.vcpu.setRegs(regs);
@@ -78,7 +80,7 @@ export class BareGuest implements Disposable {
   }
 
   /** Fills in what enter() gives the vCPU. */
-  placeSregs(cpl: 0 | 3, sregs: Sregs): void {
+  placeSregs(cpl: 0 | 3, sregs: Sregs, bases: { fs?: bigint; gs?: bigint } = {}): void {
     const code = { type: 11, present: 1, dpl: cpl, db: 0, s: 1, l: 1, g: 1, avl: 0, unusable: 0 };
     const all = { base: 0n, limit: 0xffffffff };
     const cs: Segment = { ...all, ...code, selector: cpl ? selectors.userCs : selectors.kernelCs };
@@ -86,7 +88,7 @@ export class BareGuest implements Disposable {
     sregs.setSegment('cs', cs);
     for (const name of ['ds', 'es', 'ss'] as const) sregs.setSegment(name, data);
     for (const name of ['fs', 'gs'] as const) {
-      sregs.setSegment(name, { ...data, selector: 0, dpl: 3, base: sregs.segmentBase(name) });
+      sregs.setSegment(name, { ...data, selector: 0, dpl: 3, base: bases[name] ?? 0n });
     }
     const tss = { ...data, base: BigInt(bare.tss), limit: 0x67, selector: selectors.tss, type: 11, s: 0, db: 0, g: 0 };
     sregs.setSegment('tr', { ...tss, dpl: 0 });

@@ -26,7 +26,12 @@ export function guestProgram(assembly: string): string {
   if (existsSync(path)) return path;
   mkdirSync(cache, { recursive: true });
   const temporary = `${path}.${process.pid}`;
-  const flags = ['-nostdlib', '-static', '-no-pie', '-Wl,-N,--build-id=none,-z,noexecstack,-Ttext=0x100000'];
+  const flags = [
+    '-nostdlib',
+    '-static',
+    '-no-pie',
+    '-Wl,-N,--no-warn-rwx-segments,--build-id=none,-z,noexecstack,-Ttext=0x100000',
+  ];
   execFileSync('gcc', [...flags, '-x', 'assembler', '-', '-o', temporary], { input: source });
   renameSync(temporary, path);
   return path;

@@ -52,11 +52,13 @@ function fnstswAx(cpu: GuestCpu): void {
   cpu.setGpr(0, 2, BigInt(cpu.state.statusWord));
 }
 
-/** EMMS: every tag empty. */
+/** EMMS: every tag empty, the top of the stack 0 (SDM 3A table 12-2). */
 function emms(cpu: GuestCpu): void {
   if (cpu.cr0 & cr0.EM) throw undefinedOpcode();
   begin(cpu, true);
-  cpu.state.bytes[area.ftw] = 0;
+  const { view, bytes } = cpu.state;
+  bytes[area.ftw] = 0;
+  view.setUint16(area.fsw, view.getUint16(area.fsw, true) & ~0x3800, true);
   store(cpu);
 }
 

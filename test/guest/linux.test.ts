@@ -1,0 +1,149 @@
+import { spawn } from 'node:child_process';
+import { createHash, randomBytes } from 'node:crypto';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { Machine } from '#dist/index.js';
+import { cli, cliPath, finish, startCli } from '../support/cli.js';
+import { Console } from '../support/console.js';
+import { guestWithPrograms } from '../support/default-guest.js';
+import { describeKvm } from '../support/kvm.js';
+import { Pty } from '../support/pty.js';
+
+const BOOT = 120_000;
+
+describeKvm('the default guest', () => {
+  let folder: string;
+  beforeAll(() => {
+    folder = mkdtempSync(join(tmpdir(), 'tsvisor-test-'));
+  });
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  test('runs a script from a pipe, powers off with 0 and writes its statistics', { timeout: BOOT }, async () => {
+    const path = join(folder, 'stats.json');
+    const input =
+      'echo ready-$((40+2))\nuname -a\nls /proc/1 /sys/class /dev/null >/dev/null && echo mounted\npoweroff\n';
+    const { code, stdout, stderr } = await cli(['run', '--stats', path], { input });
+    expect(stderr).toBe('');
+    expect(stdout).toMatch(/^ready-42\r$/m);
+    expect(stdout).toMatch(/^Linux .* x86_64/m);
+    expect(stdout).toMatch(/^mounted\r$/m);
+    expect(code).toBe(0);
+    const { phases, milestones, end, exits } = JSON.parse(readFileSync(path, 'utf8'));
+    expect(end).toMatchObject({ reason: 'guest-shutdown', code: 0 });
+    expect(phases.firstSerialByte).toBeGreaterThan(phases.firstEntry);
+    expect(milestones.init).toBeGreaterThan(phases.firstEntry);
+    expect(milestones.shell).toBeGreaterThan(milestones.init);
+    expect(exits.io).toBeGreaterThan(10);
+  });
+
+  test('the end of the input ends the shell, and the guest powers off', { timeout: BOOT }, async () => {
+    const { code, stdout } = await cli(['run', '--serial', 'stdio'], { input: 'echo only-$((1+1))\n' });
+    expect(stdout).toMatch(/only-2/);
+    expect(code).toBe(0);
+  });
+
+  test('the console goes to a file; SIGTERM ends the machine', { timeout: BOOT }, async () => {
+    const log = join(folder, 'console.log');
+    const args = ['run', '--serial', `file:${log}`, '--timeout', '60'];
+    const child = startCli(args);
+    const result = finish(child);
+    const until = Date.now() + 60_000;
+    const shown = () => {
+      try {
+        return readFileSync(log, 'latin1');
+      } catch {
+        return '';
+      }
+    };
+    while (!shown().includes('#') && Date.now() < until) await new Promise((resolve) => setTimeout(resolve, 100));
+    expect(shown()).toMatch(/# $/);
+    child.kill('SIGTERM');
+    expect((await result).code).toBe(143);
+    expect((await result).stdout).toBe('');
+  });
+
+  test('a terminal is raw meanwhile, sized, and sane after', { timeout: BOOT }, async () => {
+    using pty = new Pty();
+    const before = pty.settings;
+    const child = spawn(process.execPath, [cliPath, 'run'], { stdio: [pty.slave, pty.slave, pty.slave] });
+    const ended = new Promise<number | null>((resolve) => child.on('close', resolve));
+    await pty.shows(/# $/);
+    expect(pty.settings).not.toBe(before);
+    pty.type('sleep 100\r');
+    await pty.shows(/sleep 100/);
+    pty.type('\x03'); // Ctrl-C is the guest's
+    await pty.shows(/\^C[^]*# $/);
+    pty.type('\x01h');
+    await pty.shows(/Ctrl-A x/);
+    pty.type('echo -n "a\x01\x01b" | wc -c\r');
+    await pty.shows(/\n3\r/);
+    pty.type('\x01x');
+    expect(await ended).toBe(0);
+    expect(pty.settings).toBe(before);
+  });
+});
+
+describeKvm('a running default guest', () => {
+  let machine: Machine;
+  let shell: Console;
+  let folder: string;
+
+  beforeAll(async () => {
+    folder = mkdtempSync(join(tmpdir(), 'tsvisor-test-'));
+    machine = await Machine.create(guestWithPrograms(folder, ['avx-sums']));
+    shell = new Console(machine.serial);
+    await machine.start();
+    await shell.prompt(BOOT / 1e3);
+  }, BOOT);
+  afterAll(async () => {
+    await machine?.close();
+    rmSync(folder, { recursive: true });
+  });
+
+  test('takes a paste of 64 KiB into cat whole', { timeout: 120_000 }, async () => {
+    // Lines of 63 characters: a terminal in canonical mode keeps no line over 4095.
+    const lines = Array.from(
+      { length: 1024 },
+      () => `${randomBytes(40).toString('base64url').padEnd(63, '=').slice(0, 63)}\n`,
+    );
+    const text = lines.join('');
+    expect(text.length).toBe(65536);
+    await shell.run('stty -echo');
+    machine.serial.write('cat >/tmp/paste; md5sum </tmp/paste; wc -c </tmp/paste; echo done-$((1))\n');
+    machine.serial.write(text);
+    machine.serial.write('\x04');
+    const out = await shell.until(/done-1/, 110);
+    await shell.prompt();
+    expect(out).toContain(createHash('md5').update(text).digest('hex'));
+    expect(out).toMatch(/\b65536\b/);
+    await shell.run('stty echo');
+  });
+
+  test('prints 64 KiB that arrive whole', { timeout: 120_000 }, async () => {
+    await shell.run(
+      'i=0; while [ $i -lt 6 ]; do i=$((i+1)); cat /tmp/paste; done >/tmp/more; head -c 65536 /tmp/more >/tmp/big',
+    );
+    const out = await shell.run('cat /tmp/big', 110);
+    const printed = out
+      .replaceAll('\r', '')
+      .split('\n')
+      .filter((line) => line.length === 63)
+      .join('\n');
+    expect(createHash('md5').update(`${printed}\n`).digest('hex')).toBe(
+      (await shell.run('md5sum </tmp/big')).match(/[0-9a-f]{32}/)?.[0],
+    );
+  });
+
+  test('reads the clock of the host', async () => {
+    const seconds = Number((await shell.run('date +%s')).match(/\d{9,}/)?.[0]);
+    expect(Math.abs(seconds - Date.now() / 1e3)).toBeLessThan(30);
+  });
+
+  test('two processes that compute with AVX at once get the right sums', { timeout: 120_000 }, async () => {
+    const out = await shell.run('avx-sums & avx-sums; wait; echo finished', 110);
+    expect(out.match(/^avx sums right/gm)).toHaveLength(2);
+    expect(out).not.toMatch(/wrong/);
+  });
+});

@@ -1,0 +1,30 @@
+import { execFileSync } from 'node:child_process';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { cliPath } from './cli.js';
+
+const tsvisor = (...args: string[]) => execFileSync(process.execPath, [cliPath, ...args], { encoding: 'utf8' }).trim();
+
+/** Paths of the default guest's kernel and initramfs, which scripts/test has built. */
+export function defaultGuest(): { kernel: string; initrd: string } {
+  return { kernel: tsvisor('kernel', 'path'), initrd: tsvisor('initramfs', 'path') };
+}
+
+/**
+ * The default guest with programs of test/guest/programs, compiled, in its /bin: Linux unpacks initramfs archives one
+ * after the other. @param folder for what is made here.
+ */
+export function guestWithPrograms(folder: string, programs: readonly string[]): { kernel: string; initrd: string } {
+  const manifest = programs.map((name) => {
+    const binary = join(folder, name);
+    execFileSync('gcc', ['-O2', '-mavx2', '-static', '-s', '-o', binary, `test/guest/programs/${name}.c`]);
+    return `file bin/${name} 755 ${binary}\n`;
+  });
+  const list = join(folder, 'manifest');
+  writeFileSync(list, manifest.join(''));
+  const extra = execFileSync(process.execPath, ['guest-images/init/cpio.mjs', list], { maxBuffer: 2 ** 28 });
+  const { kernel, initrd } = defaultGuest();
+  const combined = join(folder, 'initramfs.cpio');
+  writeFileSync(combined, Buffer.concat([readFileSync(initrd), extra]));
+  return { kernel, initrd: combined };
+}
