@@ -1,6 +1,7 @@
 #include "syscalls.h"
 
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -48,21 +49,26 @@ napi_value Throw(napi_env env, const char* message) {
   return nullptr;
 }
 
-// Structures that end in an array: where their element count is and how long an element is (KVM API, sections 4.6,
-// 4.18, 4.19, 4.20, 4.41).
+// KVM requests are told by their number alone: in C++ a structure that ends in a flexible array has another layout than in
+// C, so the macros of the kernel's headers have another size in them than the requests that JavaScript passes.
+bool IsKvm(unsigned long request, unsigned long macro) {
+  return _IOC_TYPE(request) == KVMIO && _IOC_NR(request) == _IOC_NR(macro);
+}
+
+// Structures that end in an array: where it begins and how long an element is; its count is the first word (KVM API,
+// sections 4.3, 4.18 to 4.21, 4.46, 4.68).
 struct FlexibleArray {
   unsigned long request;
-  size_t header, countOffset, element;
+  size_t header, element;
 };
 constexpr FlexibleArray kFlexible[] = {
-    {KVM_GET_SUPPORTED_CPUID, sizeof(kvm_cpuid2), 0, sizeof(kvm_cpuid_entry2)},
-    {KVM_SET_CPUID2, sizeof(kvm_cpuid2), 0, sizeof(kvm_cpuid_entry2)},
-    {KVM_GET_CPUID2, sizeof(kvm_cpuid2), 0, sizeof(kvm_cpuid_entry2)},
-    {KVM_GET_MSRS, sizeof(kvm_msrs), 0, sizeof(kvm_msr_entry)},
-    {KVM_SET_MSRS, sizeof(kvm_msrs), 0, sizeof(kvm_msr_entry)},
-    {KVM_GET_MSR_INDEX_LIST, sizeof(kvm_msr_list), 0, sizeof(uint32_t)},
-    {KVM_GET_MSR_FEATURE_INDEX_LIST, sizeof(kvm_msr_list), 0, sizeof(uint32_t)},
-    {KVM_SET_SIGNAL_MASK, sizeof(kvm_signal_mask), 0, 1},
+    {KVM_GET_SUPPORTED_CPUID, 8, sizeof(kvm_cpuid_entry2)},
+    {KVM_SET_CPUID2, 8, sizeof(kvm_cpuid_entry2)},
+    {KVM_GET_CPUID2, 8, sizeof(kvm_cpuid_entry2)},
+    {KVM_GET_MSRS, 8, sizeof(kvm_msr_entry)},
+    {KVM_SET_MSRS, 8, sizeof(kvm_msr_entry)},
+    {KVM_GET_MSR_INDEX_LIST, 4, sizeof(uint32_t)},
+    {KVM_SET_SIGNAL_MASK, 4, 1},
 };
 
 // The size of an XSAVE area is KVM_CAP_XSAVE2 of the VM, not part of the request (KVM API 4.134). With AMX it is 11 KiB;
@@ -72,21 +78,18 @@ constexpr size_t kXsaveBuffer = 65536;
 // The number of bytes the kernel may touch through the argument of request; SIZE_MAX if bytes cannot hold that many.
 size_t BytesNeeded(unsigned long request, const uint8_t* bytes, size_t length) {
   for (const FlexibleArray& f : kFlexible) {
-    if (f.request != request) continue;
+    if (!IsKvm(request, f.request)) continue;
     if (length < f.header) return SIZE_MAX;
     uint32_t count;
-    memcpy(&count, bytes + f.countOffset, sizeof count);
+    memcpy(&count, bytes, sizeof count);
     return f.header + size_t{count} * f.element;
   }
-  // By number: in C++ the macros have another size in them, since struct kvm_xsave ends in a flexible array.
-  bool isKvm = _IOC_TYPE(request) == KVMIO;
-  if (isKvm && (_IOC_NR(request) == _IOC_NR(KVM_GET_XSAVE2) || _IOC_NR(request) == _IOC_NR(KVM_SET_XSAVE)))
-    return kXsaveBuffer;
+  if (IsKvm(request, KVM_GET_XSAVE2) || IsKvm(request, KVM_SET_XSAVE)) return kXsaveBuffer;
   return _IOC_SIZE(request);
 }
 
 bool ReturnsDescriptor(unsigned long request) {
-  return request == KVM_CREATE_VM || request == KVM_CREATE_VCPU || request == KVM_GET_STATS_FD;
+  return IsKvm(request, KVM_CREATE_VM) || IsKvm(request, KVM_CREATE_VCPU);
 }
 
 // ioctl(fd, request, argument?: number | view, pointerOffset?: number, pointee?: view): result or -errno.
@@ -127,11 +130,11 @@ napi_value Ioctl(napi_env env, napi_callback_info info) {
     if (bytes == nullptr || napi_get_value_uint32(env, argv[3], &offset) != napi_ok || offset + 8ul > length ||
         !BytesOf(env, argv[4], &pointee, &pointeeLength))
       return Throw(env, "ioctl: bad pointer");
-    if (number == KVM_SET_USER_MEMORY_REGION) {
+    if (IsKvm(number, KVM_SET_USER_MEMORY_REGION)) {
       auto* region = reinterpret_cast<kvm_userspace_memory_region*>(bytes);
       if (region->memory_size > pointeeLength) return Throw(env, "ioctl: memory region longer than its backing");
     }
-    if (number == KVM_X86_SET_MSR_FILTER) {
+    if (IsKvm(number, KVM_X86_SET_MSR_FILTER)) {
       auto* range = reinterpret_cast<kvm_msr_filter_range*>(bytes + offset - offsetof(kvm_msr_filter_range, bitmap));
       if ((range->nmsrs + 7ul) / 8 > pointeeLength) return Throw(env, "ioctl: MSR bitmap too short");
     }

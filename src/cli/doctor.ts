@@ -79,42 +79,46 @@ function flavourFinding(): Finding {
   };
 }
 
-/** Capability, and whether a machine needs it. */
-const CAPABILITIES: readonly [name: keyof typeof abi, needed: boolean][] = [
-  ['KVM_CAP_USER_MEMORY', true],
-  ['KVM_CAP_IRQCHIP', true],
-  ['KVM_CAP_PIT2', true],
-  ['KVM_CAP_EXT_CPUID', true],
-  ['KVM_CAP_SET_TSS_ADDR', true],
-  ['KVM_CAP_SET_IDENTITY_MAP_ADDR', true],
-  ['KVM_CAP_IMMEDIATE_EXIT', true],
-  ['KVM_CAP_IRQFD', false],
-  ['KVM_CAP_IOEVENTFD', false],
-  ['KVM_CAP_XSAVE2', false],
-  ['KVM_CAP_TSC_DEADLINE_TIMER', false],
-];
+/** What every machine needs. */
+const NEEDED = {
+  KVM_CAP_USER_MEMORY: abi.KVM_CAP_USER_MEMORY,
+  KVM_CAP_IRQCHIP: abi.KVM_CAP_IRQCHIP,
+  KVM_CAP_PIT2: abi.KVM_CAP_PIT2,
+  KVM_CAP_EXT_CPUID: abi.KVM_CAP_EXT_CPUID,
+  KVM_CAP_SET_TSS_ADDR: abi.KVM_CAP_SET_TSS_ADDR,
+  KVM_CAP_SET_IDENTITY_MAP_ADDR: abi.KVM_CAP_SET_IDENTITY_MAP_ADDR,
+  KVM_CAP_IMMEDIATE_EXIT: abi.KVM_CAP_IMMEDIATE_EXIT,
+};
 
-/** What the assist of an interpreting KVM cannot do without. */
-const ASSIST_CAPABILITIES: readonly (keyof typeof abi)[] = [
-  'KVM_CAP_SYNC_REGS',
-  'KVM_CAP_X86_USER_SPACE_MSR',
-  'KVM_CAP_X86_MSR_FILTER',
-  'KVM_CAP_SET_GUEST_DEBUG',
-  'KVM_CAP_XSAVE2',
-  'KVM_CAP_XCRS',
-  'KVM_CAP_VCPU_EVENTS',
-];
+/** What the assist of an interpreting KVM needs besides. */
+const NEEDED_BY_ASSIST = {
+  KVM_CAP_SYNC_REGS: abi.KVM_CAP_SYNC_REGS,
+  KVM_CAP_X86_USER_SPACE_MSR: abi.KVM_CAP_X86_USER_SPACE_MSR,
+  KVM_CAP_X86_MSR_FILTER: abi.KVM_CAP_X86_MSR_FILTER,
+  KVM_CAP_SET_GUEST_DEBUG: abi.KVM_CAP_SET_GUEST_DEBUG,
+  KVM_CAP_XSAVE2: abi.KVM_CAP_XSAVE2,
+  KVM_CAP_XCRS: abi.KVM_CAP_XCRS,
+  KVM_CAP_VCPU_EVENTS: abi.KVM_CAP_VCPU_EVENTS,
+};
+
+/** What makes machines better. */
+const WELCOME = {
+  KVM_CAP_IRQFD: abi.KVM_CAP_IRQFD,
+  KVM_CAP_IOEVENTFD: abi.KVM_CAP_IOEVENTFD,
+  KVM_CAP_TSC_DEADLINE_TIMER: abi.KVM_CAP_TSC_DEADLINE_TIMER,
+};
 
 function capabilityFindings(kvm: Kvm): Finding[] {
-  const interpreted = detectKvmFlavour() === 'interpreted';
-  const has = (name: keyof typeof abi) => kvm.checkExtension(abi[name] as number) > 0;
-  const needed = CAPABILITIES.filter(([, need]) => need).map(([name]) => name);
-  if (interpreted) needed.push(...ASSIST_CAPABILITIES);
-  const lacking = needed.filter((name) => !has(name));
-  const optional = CAPABILITIES.map(([name]) => name).filter((name) => !needed.includes(name) && !has(name));
+  const needed = detectKvmFlavour() === 'interpreted' ? { ...NEEDED, ...NEEDED_BY_ASSIST } : NEEDED;
+  const absent = (capabilities: Readonly<Record<string, number>>) =>
+    Object.entries(capabilities)
+      .filter(([, capability]) => kvm.checkExtension(capability) <= 0)
+      .map(([name]) => name);
+  const lacking = absent(needed);
+  const optional = absent(WELCOME);
   const vcpus = kvm.checkExtension(abi.KVM_CAP_MAX_VCPUS);
   const slots = kvm.checkExtension(abi.KVM_CAP_NR_MEMSLOTS);
-  const found = `all ${needed.length} that machines need; up to ${vcpus} vCPUs and ${slots} memory slots`;
+  const found = `all ${Object.keys(needed).length} that machines need; up to ${vcpus} vCPUs and ${slots} memory slots`;
   const result: Finding[] = [
     lacking.length === 0
       ? { check: 'capabilities', status: 'ok', finding: found }

@@ -14,7 +14,6 @@ import type { VirtualMachine } from './virtual-machine.js';
 export function runLoop(machine: VirtualMachine, host: HostServices): MachineEnd {
   const { runHost, events, statistics } = host;
   const { ports, mmio, assist, vcpu } = machine;
-  const { exits } = statistics;
   const data = new ExitData(vcpu.run.buffer);
 
   for (;;) {
@@ -25,7 +24,7 @@ export function runLoop(machine: VirtualMachine, host: HostServices): MachineEnd
       continue;
     }
     if (event < 0) return failure(`KVM_RUN failed with ${errnoName(-event)}`);
-    exits[event]!++;
+    statistics.countExit(event);
     switch (event) {
       case abi.KVM_EXIT_IO:
         data.portAccess(ports);

@@ -4,12 +4,16 @@ import { now } from './end.js';
 
 const EXIT_REASONS = 64;
 
-/** Counters and time stamps of one machine; the hot loop only increments. */
+/** Counters and time stamps of one machine. Counting allocates nothing. */
 export class Statistics {
-  readonly exits = new Uint32Array(EXIT_REASONS);
+  readonly #exits = new Float64Array(EXIT_REASONS);
   readonly #assists = new Map<string, number>();
   readonly #milestones: Record<string, number> = {};
   readonly #phases: { vmCreated?: number; kernelLoaded?: number; firstEntry?: number; firstSerialByte?: number } = {};
+
+  countExit(reason: number): void {
+    this.#exits[reason] = (this.#exits[reason] as number) + 1;
+  }
 
   /** The first time of each phase counts. */
   phase(name: keyof MachineStats['phases']): void {
@@ -26,7 +30,7 @@ export class Statistics {
 
   snapshot(): MachineStats {
     const exits: Record<string, number> = {};
-    this.exits.forEach((count, reason) => {
+    this.#exits.forEach((count, reason) => {
       if (count > 0) exits[exitName(reason)] = count;
     });
     return {

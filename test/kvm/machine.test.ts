@@ -78,7 +78,7 @@ describeKvm('how a machine ends', () => {
   test.runIf(detectKvmFlavour() === 'interpreted')('an instruction that nothing can complete is shown', async () => {
     const end = await runToEnd('vpermd ymm1, ymm2, ymm3');
     expect(end.reason).toBe('guest-instruction');
-    expect(end.message).toMatch(/0x100000: c4 e2 6d 36 cb.* vpermd/);
+    expect(end.message).toMatch(/0x100000: c4 e2 6d 36 cb \(vpermd /);
   });
 
   for (const [name, assembly] of [

@@ -113,7 +113,7 @@ export class Instruction {
     return at;
   }
 
-  /** ES, CS, SS and DS overrides mean nothing in 64-bit mode (SDM 2A 2.2.1.2: and do not undo an FS or GS one). */
+  /** ES, CS, SS and DS overrides mean nothing in 64-bit mode (SDM 2A 2.2.1.2), not even to an FS or GS one before. */
   #segmentOverride(byte: number, mode: number): void {
     if (mode === 64 && byte < 100) return;
     this.#override = SEGMENTS[byte];

@@ -57,8 +57,13 @@ function emms(cpu: GuestCpu): void {
   if (cpu.cr0 & cr0.EM) throw undefinedOpcode();
   begin(cpu, true);
   const { view, bytes } = cpu.state;
+  const status = view.getUint16(area.fsw, true);
   bytes[area.ftw] = 0;
-  view.setUint16(area.fsw, view.getUint16(area.fsw, true) & ~0x3800, true);
+  view.setUint16(area.fsw, status & ~0x3800, true);
+  // The image lists registers from the top on.
+  const registers = bytes.slice(area.st, area.xmm);
+  const top = (status >> 11) & 7;
+  for (let i = 0; i < 8; i++) bytes.set(registers.subarray(i * 16, i * 16 + 16), area.st + ((i + top) & 7) * 16);
   store(cpu);
 }
 
