@@ -17,6 +17,11 @@ const INTERPRETED = [
   'clearcpuid=erms,fsrm,popcnt,smap,invpcid,rdtscp',
   'tsc=reliable', // no watchdog that compares clocks
   'lpj=5000000', // no delay loop to calibrate
+  'highres=off', // the timer tick of a high-resolution kernel takes longer than its period
+  'nowatchdog', // slow is not stuck
+  'rcupdate.rcu_cpu_stall_suppress=1',
+  'mitigations=off', // a kernel that is emulated does not speculate
+  'cryptomgr.notests',
   'rodata=off', // no page-by-page walk to protect a kernel that is emulated anyway
   'quiet', // a character on the console is an exit
 ];

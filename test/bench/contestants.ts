@@ -16,7 +16,7 @@ export async function runMachine(elf: string): Promise<number[]> {
     .sort((a, b) => a - b);
 }
 
-/** Runs a bench guest by the C reference, some times in one process. @returns milestones of each in ms since its start. */
+/** Runs a bench guest by the C reference, some times in one process. @returns as runMachine, of each. */
 export function runReference(elf: string, rounds = 1): number[][] {
   const { stdout } = checked(compileReference('vmm.c'), [elf, String(rounds)], 0);
   const lines = stdout.trim().split('\n');

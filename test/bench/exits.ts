@@ -5,7 +5,10 @@ import { interleave } from './interleave.js';
 import type { Bench, Measurement } from './result.js';
 
 const ROUNDS = 9;
-/** Short ones and many: the median is then one that nothing else interrupted. A stamp costs tsvisor some 50 us, half a percent. */
+/**
+ * Short ones and many: the median is then one that nothing else interrupted. A stamp costs tsvisor some 50 us, which is
+ * at most half a percent of a segment.
+ */
 const SEGMENTS = 24;
 
 /** Exits of each segment, multiples of 16, by privilege level: from CPL 3 they can cost several times as much. */

@@ -53,7 +53,7 @@ export interface Bench {
   run(options: BenchOptions): Promise<Measurement[]>;
 }
 
-/** The value below which the given part (0 to 1) of the samples lies, interpolated. @throws RangeError when there is none. */
+/** The value below which the given part (0 to 1) of the samples lies, interpolated. @throws RangeError without samples. */
 export function quantile(samples: readonly number[], part: number): number {
   if (samples.length === 0) throw new RangeError('there are no samples');
   const sorted = [...samples].sort((a, b) => a - b);

@@ -1,4 +1,5 @@
 import { addon, READY, type RunHost } from '#dist/kvm/addon.js';
+import type { Cpuid } from '#dist/kvm/cpuid.js';
 import * as abi from '#dist/kvm/generated/abi.js';
 import { Kvm, mapMemory } from '#dist/kvm/kvm.js';
 import { Regs, type Segment, type Sregs } from '#dist/kvm/registers.js';
@@ -42,7 +43,8 @@ export class BareGuest implements Disposable {
   readonly #timer = addon.timerfdCreate();
   #end = 0n;
 
-  constructor() {
+  /** @param adjust changes the CPUID that the host supports before the guest gets it. */
+  constructor(adjust: (cpuid: Cpuid) => void = () => {}) {
     this.kvm = Kvm.open();
     this.vm = this.kvm.createVm();
     const protection = abi.PROT_READ | abi.PROT_WRITE;
@@ -53,7 +55,9 @@ export class BareGuest implements Disposable {
     writeTables(this.memory);
     this.vm.setTssAddr(0xfffb_d000);
     this.vcpu = this.vm.createVcpu(0);
-    this.vcpu.setCpuid(this.kvm.supportedCpuid());
+    const cpuid = this.kvm.supportedCpuid();
+    adjust(cpuid);
+    this.vcpu.setCpuid(cpuid);
     this.#host.attachVcpu(this.vcpu.fd, this.vcpu.run);
     this.#host.setRunnable(true);
   }
@@ -162,10 +166,12 @@ export class BareGuest implements Disposable {
     this.vcpu.runView.setUint8(abi.kvm_run.immediate_exit, 0);
   }
 
-  /** The XSAVE area of the vCPU, standard format. */
+  /** The XSAVE area of the vCPU, standard format, with MXCSR at its reset value where KVM's is an old one. */
   xsave(): Uint8Array {
     const area = new Uint8Array(XSAVE_BUFFER);
     this.vcpu.getXsave(area);
+    const sseInUse = ((area[512] as number) & 2) !== 0;
+    if (!sseInUse) new DataView(area.buffer).setUint32(24, 0x1f80, true);
     return area;
   }
 

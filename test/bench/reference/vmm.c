@@ -71,7 +71,8 @@ struct machine {
 
 /* The same answer as tsvisor's detectKvmFlavour: whether guest kernel mode is interpreted. */
 static int interpreted(void) {
-  return access("/sys/module/kvm_intel", F_OK) && access("/sys/module/kvm_amd", F_OK) && !access("/sys/module/kvm_pvm", F_OK);
+  if (!access("/sys/module/kvm_intel", F_OK) || !access("/sys/module/kvm_amd", F_OK)) return 0;
+  return !access("/sys/module/kvm_pvm", F_OK);
 }
 
 static uint64_t load_elf(uint8_t *memory, const char *path) {
@@ -123,7 +124,8 @@ static void set_entry_state(int vcpu, uint64_t entry) {
   struct kvm_sregs sregs;
   KVM(vcpu, KVM_GET_SREGS, &sregs);
   struct kvm_segment data = {.limit = 0xffffffff, .selector = 0x18, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1};
-  sregs.cs = (struct kvm_segment){.limit = 0xffffffff, .selector = 0x10, .type = 11, .present = 1, .l = 1, .s = 1, .g = 1};
+  struct kvm_segment code = {.limit = 0xffffffff, .selector = 0x10, .type = 11, .present = 1, .l = 1, .s = 1, .g = 1};
+  sregs.cs = code;
   sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
   sregs.tr = (struct kvm_segment){.limit = 0x67, .type = 11, .present = 1};
   sregs.gdt = (struct kvm_dtable){.base = GDT, .limit = 31};

@@ -12,6 +12,8 @@ export interface Tolerance {
   readonly flags: bigint;
   /** Of the XSAVE area, bytes that are not compared: [from, to). */
   readonly ignore?: readonly (readonly [number, number])[];
+  /** Which byte of the page is reported is the CPU's choice: true for large operands. */
+  readonly cr2Page?: boolean;
   /** The second run was in kernel mode: its page faults report a supervisor access. */
   readonly kernel: boolean;
   /**
@@ -42,6 +44,7 @@ export function differences(native: Result, other: Result, tolerance: Tolerance)
   const [a, b] = [native.outcome, other.outcome];
   say('end', a.kind, b.kind);
   let flags = tolerance.flags;
+  const cr2Mask = tolerance.cr2Page ? ~0xfffn : ~0n;
   if (a.kind === 'fault' && b.kind === 'fault') {
     const replaced =
       tolerance.faultsAsUndefined &&
@@ -52,7 +55,7 @@ export function differences(native: Result, other: Result, tolerance: Tolerance)
     else {
       say('vector', a.vector, b.vector);
       say('error code', tolerance.kernel && a.vector === 14 ? (a.errorCode ?? 0) & ~USER : a.errorCode, b.errorCode);
-      if (a.vector === 14) say('CR2', a.cr2, b.cr2);
+      if (a.vector === 14) say('CR2', a.cr2 & cr2Mask, b.cr2 & cr2Mask);
     }
     say('RIP', a.regs.rip, b.regs.rip);
   }
@@ -62,7 +65,9 @@ export function differences(native: Result, other: Result, tolerance: Tolerance)
   });
   say('RFLAGS', a.regs.rflags & flags, b.regs.rflags & flags);
   const at = firstDifference(native.memory, other.memory);
-  if (at >= 0) found.push(`memory differs from 0x${(WINDOW.start + at).toString(16)}`);
+  if (at >= 0) {
+    found.push(`memory differs from 0x${(WINDOW.start + at).toString(16)}: ${native.memory[at]}, ${other.memory[at]}`);
+  }
   // XSTATE_BV is a hint: the CPU may keep a component in use although it holds initial values.
   const state = firstDifference(native.xsave, other.xsave, [[512, 520], ...(tolerance.ignore ?? [])]);
   if (state >= 0) found.push(`XSAVE area differs from byte ${state}: ${native.xsave[state]}, ${other.xsave[state]}`);

@@ -1,6 +1,8 @@
 import type { Executor } from './executor.js';
 import type { Random } from './random.js';
 
+const AVX = 4n;
+
 /** A random x87, SSE and extended state: valid, with every component of XCR0 in use or not. */
 export function randomState(executor: Executor, random: Random): Uint8Array {
   const area = executor.guest.xsave();
@@ -13,6 +15,7 @@ export function randomState(executor: Executor, random: Random): Uint8Array {
   view.setUint16(2, (random.below(8) << 11) | status, true);
   summarize(view);
   area[4] = random.below(256);
+  // The x87 pointers stay 0: CPUs may drop them unless an exception is pending (SDM 1 8.1.8, AMD APM 2 11.4.4).
   for (let st = 0; st < 8; st++) random.fill(area.subarray(32 + st * 16, 42 + st * 16));
   view.setUint32(24, random.chance(50) ? 0x1f80 : random.u32() & 0xffbf, true);
   view.setUint32(28, mask, true);
@@ -23,7 +26,8 @@ export function randomState(executor: Executor, random: Random): Uint8Array {
     const leaf = cpuid.get(0xd, component);
     if (!(executor.xcr0 & bit) || !leaf) continue;
     random.fill(area.subarray(leaf.ebx, leaf.ebx + leaf.eax));
-    if (random.chance(70)) used |= bit;
+    // CPUs count AVX as in use when AVX-512 is.
+    if (random.chance(80) && (component === 2 || used & AVX)) used |= bit;
     else area.fill(0, leaf.ebx, leaf.ebx + leaf.eax);
   }
   view.setBigUint64(512, used, true);

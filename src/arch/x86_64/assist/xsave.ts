@@ -57,6 +57,11 @@ function narrowPointers(insn: Instruction, x87: Uint8Array): void {
   x87.fill(0, area.fdp + 4, area.mxcsr);
 }
 
+/** ST registers are 10 bytes each; what stands in the 6 after them is not kept. */
+function clearPadding(bytes: Uint8Array): void {
+  for (let at: number = area.st; at < area.xmm; at += 16) bytes.fill(0, at + 10, at + 16);
+}
+
 /** How many bytes of XMM registers the mode has (SDM 1 13.5.2). */
 const xmmEnd = (cpu: GuestCpu) => (cpu.mode === 64 ? area.xmmEnd : area.xmm + 128);
 
@@ -84,13 +89,17 @@ function save(kind: SaveKind): (cpu: GuestCpu, insn: Instruction) => void {
     if (kind.compacted ? saved & SSE : rfbm & (SSE | AVX)) add(area.mxcsr, area.st);
     if (saved & SSE) add(area.xmm, xmmEnd(cpu));
     const { components } = state.cpuid;
+    let end: number = area.extended;
     for (const [component, offset] of kind.compacted ? compactedPlaces(components, rfbm) : standardPlaces(components)) {
-      if (saved & (1n << BigInt(component.number))) add(component.offset, component.offset + component.size, offset);
+      const bit = 1n << BigInt(component.number);
+      if (rfbm & bit) end = Math.max(end, offset + component.size);
+      if (saved & bit) add(component.offset, component.offset + component.size, offset);
     }
 
     const header = new DataView(new ArrayBuffer(kind.compacted ? 16 : 8));
     parts.push([area.header, new Uint8Array(header.buffer)]);
-    for (const [offset, part] of parts) cpu.probeWrite(base + BigInt(offset), part.length);
+    // The whole area must be writable, even where a component that is asked for is then left out.
+    cpu.probeWrite(base, end);
     let xstateBv = used;
     if (kind.compacted) header.setBigUint64(8, rfbm | COMPACTED, true);
     else {
@@ -121,7 +130,7 @@ function readHeader(cpu: GuestCpu, base: bigint, xcr0: bigint, supervisor: boole
     reservedFrom(16);
   } else {
     if (xstateBv & ~xcr0 || xcompBv) throw generalProtection();
-    // Bytes 63 to 24 are ignored by the standard form.
+    // Intel's standard form ignores bytes 63 to 24; AMD CPUs want zero there too.
     if (header.getBigUint64(16, true)) throw generalProtection();
   }
   return { xstateBv, xcompBv, compacted };
@@ -133,9 +142,9 @@ function restore(supervisor: boolean): (cpu: GuestCpu, insn: Instruction) => voi
     if (supervisor) cpu.requireCpl0();
     const base = place(cpu, insn, area.extended, false);
     const { rfbm, xcr0 } = requested(cpu, supervisor);
-    const { xstateBv, xcompBv, compacted } = readHeader(cpu, base, xcr0, supervisor);
     const legacy = new Uint8Array(area.xmmEnd);
     cpu.readLinear(base, legacy);
+    const { xstateBv, xcompBv, compacted } = readHeader(cpu, base, xcr0, supervisor);
     const { state } = cpu;
     const { components } = state.cpuid;
     const extended: [Component, Uint8Array][] = [];
@@ -159,6 +168,7 @@ function restore(supervisor: boolean): (cpu: GuestCpu, insn: Instruction) => voi
       narrowPointers(insn, legacy);
       bytes.set(legacy.subarray(0, area.mxcsr));
       bytes.set(legacy.subarray(area.st, area.xmm), area.st);
+      clearPadding(bytes);
     }
     if (loaded & SSE) bytes.set(legacy.subarray(area.xmm, xmmEnd(cpu)), area.xmm);
     for (const [component, data] of extended) bytes.set(data, component.offset);

@@ -46,9 +46,13 @@ export class ExtendedState {
     return this.#cpuid;
   }
 
-  /** Components that KVM leaves out of XSTATE_BV come with their initial values. */
+  /**
+   * Components that KVM leaves out of XSTATE_BV come with their initial values. MXCSR alone may be an old one: KVM's own
+   * image is a compacted one, where it is saved only with SSE, and is copied from there for AVX's sake all the same.
+   */
   load(): void {
     this.#vcpu.getXsave(this.bytes);
+    if (!(this.xstateBv & SSE)) this.mxcsr = MXCSR_RESET;
   }
 
   store(): void {
