@@ -47,9 +47,8 @@ cache=${cache:-$(default_cache)}/kernel
 # --- what goes in
 
 if [[ $flavour == base || ! $flavour =~ ^[a-z0-9-]+$ || ! -f $here/kernel/$flavour.config ]]; then
-  known=$(cd "$here/kernel" && printf '%s ' *.config)
-  known=${known/base.config /}
-  die "no flavour named '$flavour'; known: ${known//.config/}"
+  known=$(cd "$here/kernel" && printf '%s\n' *.config | sed 's/\.config$//; /^base$/d' | paste -sd ' ')
+  die "no flavour named '$flavour'; known: $known"
 fi
 if [[ ! -r $source ]]; then
   [[ $source == /usr/src/linux-source-6.1.tar.xz ]] &&
@@ -108,7 +107,8 @@ if done_already; then exit; fi
 
 # --- build
 
-need make make flex flex bison bison bc bc ld binutils strip binutils tar tar xz xz-utils perl perl
+need make make flex flex bison bison bc bc ld binutils tar tar
+[[ $source != *.xz ]] || need xz xz-utils
 printf '#include <gelf.h>\n' | gcc -E - >/dev/null 2>&1 ||
   die "missing: gelf.h. Install with: apt-get install libelf-dev"
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by the build scripts in this folder; sourced, not run.
 # Everything but the result's path goes to stderr.
 

@@ -53,7 +53,7 @@ export async function handler(args: RunArguments): Promise<void> {
   const memory = parseSize('memory', args.memory);
   const stats = args.stats === undefined ? undefined : new OutputFile('stats', args.stats);
   try {
-    const { onLog } = await createLog(args.logLevel);
+    const options = await createLog(args.logLevel);
     const config: MachineConfig = {
       kernel: args.kernel ?? (await kernelPath()),
       ...initrdOf(args, args.kernel === undefined ? await initramfsPath() : undefined),
@@ -64,7 +64,7 @@ export async function handler(args: RunArguments): Promise<void> {
       serial: serial.kind !== 'none',
       ...terminalOf(serial),
     };
-    await using machine = await Machine.create(config, { onLog });
+    await using machine = await Machine.create(config, options);
     const session = new Session(machine, serial, timeout);
     const { code, end } = await session.run();
     if (code !== 0 && end.reason !== 'guest-exit' && end.reason !== 'stopped') {

@@ -14,7 +14,10 @@ export class HostServices implements Disposable {
   readonly #post: (message: MachineMessage) => void;
   #end: MachineEnd | undefined;
 
-  constructor(serialFd: number | undefined, post: (message: MachineMessage) => void) {
+  readonly #logs: boolean;
+
+  constructor(serialFd: number | undefined, logs: boolean, post: (message: MachineMessage) => void) {
+    this.#logs = logs;
     this.serial = serialFd === undefined ? undefined : new ByteStream(serialFd, this.events);
     this.#post = post;
   }
@@ -35,7 +38,7 @@ export class HostServices implements Disposable {
   }
 
   log(level: 'debug' | 'info' | 'warn', message: string): void {
-    this.#post({ type: 'log', level, message });
+    if (this.#logs) this.#post({ type: 'log', level, message });
   }
 
   [Symbol.dispose](): void {

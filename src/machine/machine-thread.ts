@@ -53,9 +53,9 @@ class Control {
 }
 
 /** Runs the guest until it ends for good; a reset powers it on again unless the configuration says otherwise. */
-async function run({ config, doorbell, serial }: MachineThreadData, port: MessagePort): Promise<void> {
+async function run({ config, doorbell, serial, logs }: MachineThreadData, port: MessagePort): Promise<void> {
   const post = (message: MachineMessage) => port.postMessage(message);
-  using host = new HostServices(serial, post);
+  using host = new HostServices(config.serial ? serial : undefined, logs, post);
   try {
     let machine = await VirtualMachine.build(config, host);
     new Control(host, port, doorbell);

@@ -56,7 +56,12 @@ export class Machine implements AsyncDisposable {
     // The machine's end of the pair disappears with its thread, whatever was still to be written.
     this.serial.on('error', () => {});
 
-    const data: MachineThreadData = { config, doorbell: this.#doorbell, serial: there };
+    const data: MachineThreadData = {
+      config,
+      doorbell: this.#doorbell,
+      serial: there,
+      logs: options.onLog !== undefined,
+    };
     this.#worker = new Worker(new URL('./machine-thread.js', import.meta.url), {
       name: 'tsvisor-machine',
       workerData: data,

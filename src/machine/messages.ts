@@ -7,7 +7,9 @@ export interface MachineThreadData {
   readonly config: ResolvedConfig;
   /** eventfd that says there is a control message. Owned by the main thread, like the serial socket. */
   readonly doorbell: number;
-  readonly serial: number | undefined;
+  readonly serial: number;
+  /** Whether anybody listens to log messages. */
+  readonly logs: boolean;
 }
 
 export type MachineState = 'created' | 'running' | 'paused' | 'ended';

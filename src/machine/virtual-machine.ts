@@ -1,5 +1,5 @@
 import { detectKvmFlavour } from '../arch/x86_64/assist/detect.js';
-import { NestedAssist } from '../arch/x86_64/assist/nested-assist.js';
+import type { NestedAssist } from '../arch/x86_64/assist/nested-assist.js';
 import { shapeCpuid } from '../arch/x86_64/cpuid.js';
 import { setEntryState } from '../arch/x86_64/entry-state.js';
 import { writeMpTable } from '../arch/x86_64/mptable.js';
@@ -50,6 +50,10 @@ export class VirtualMachine implements Disposable {
       const flavour = detectKvmFlavour();
       const kvm = own(Kvm.open());
       const vm = own(kvm.createVm());
+      // Loaded only where it is used: it is the largest part of the machine thread's code.
+      const Assist =
+        flavour === 'interpreted' ? (await import('../arch/x86_64/assist/nested-assist.js')).NestedAssist : undefined;
+      Assist?.prepare(vm);
       const { memory } = own(new GuestRam(vm, config.memory));
       vm.setTssAddr(layout.tss);
       vm.setIdentityMapAddr(layout.identityMap);
@@ -72,7 +76,7 @@ export class VirtualMachine implements Disposable {
       setEntryState(vcpu, entry);
       host.statistics.phase('kernelLoaded');
 
-      const assist = flavour === 'interpreted' ? new NestedAssist(vm, vcpu, memory) : undefined;
+      const assist = Assist && new Assist(vcpu, memory);
       const machine = new VirtualMachine(vcpu, assist, resources);
       machine.#addDevices(vm, config, host);
       host.runHost.attachVcpu(vcpu.fd, vcpu.run);
@@ -114,7 +118,7 @@ export class VirtualMachine implements Disposable {
       ports.sleepControl,
       new SleepControl(() => host.finish({ reason: 'guest-shutdown', code: 0, message: 'the guest powered off' })),
     );
-    if (host.serial && config.serial) add(ports.serial, this.#serial(vm, host, host.serial));
+    if (host.serial) add(ports.serial, this.#serial(vm, host, host.serial));
   }
 
   #serial(vm: VmFd, host: HostServices, stream: NonNullable<HostServices['serial']>): Serial16550 {

@@ -166,6 +166,9 @@ static void prepare_assist(struct machine *m) {
   filter.ranges[0] = (struct kvm_msr_filter_range){
       .flags = KVM_MSR_FILTER_WRITE, .nmsrs = 64, .base = 0xc0000081, .bitmap = bitmap};
   KVM(m->vm, KVM_X86_SET_MSR_FILTER, &filter);
+}
+
+static void read_syscall_msrs(struct machine *m) {
   static const uint32_t msrs[] = {0xc0000081, 0xc0000082, 0xc0000084};
   for (int i = 0; i < 3; i++) {
     struct {
@@ -182,6 +185,7 @@ static void create(struct machine *m, const char *elf) {
   KVM(m->kvm, KVM_GET_API_VERSION, 0);
   m->run_size = KVM(m->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
   m->vm = KVM(m->kvm, KVM_CREATE_VM, 0);
+  if (interpreted()) prepare_assist(m); /* before the irqchip: with one the filter waits 8 ms for a grace period */
   m->memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (m->memory == MAP_FAILED) fail("guest memory");
   madvise(m->memory, MEMORY, MADV_HUGEPAGE);
@@ -200,7 +204,7 @@ static void create(struct machine *m, const char *elf) {
   uint64_t entry = load_elf(m->memory, elf);
   write_boot_structures(m->memory);
   set_entry_state(m->vcpu, entry);
-  if (interpreted()) prepare_assist(m);
+  if (interpreted()) read_syscall_msrs(m);
 }
 
 static void destroy(struct machine *m) {

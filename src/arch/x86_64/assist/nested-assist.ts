@@ -18,10 +18,15 @@ export class NestedAssist {
   readonly #instructions: InstructionAssist;
   readonly #syscalls: SyscallAssist;
 
-  constructor(vm: VmFd, vcpu: VcpuFd, memory: GuestMemory) {
+  /** Right after the VM is made. */
+  static prepare(vm: VmFd): void {
+    SyscallAssist.prepare(vm);
+  }
+
+  constructor(vcpu: VcpuFd, memory: GuestMemory) {
     this.#vcpu = vcpu;
     this.#instructions = new InstructionAssist(vcpu, memory);
-    this.#syscalls = new SyscallAssist(vm, vcpu, memory);
+    this.#syscalls = new SyscallAssist(vcpu, memory);
   }
 
   /** After every exit: keeps the breakpoint where the guest's page-fault handler is. */

@@ -38,10 +38,17 @@ export class SyscallAssist {
   #idtBase = -1n;
   #stepping = false;
 
-  constructor(vm: VmFd, vcpu: VcpuFd, memory: GuestMemory) {
+  /**
+   * Asks for the exits that handleMsrWrite() takes. Right after the VM is made: with an interrupt controller in place the
+   * kernel waits 8 ms for a grace period.
+   */
+  static prepare(vm: VmFd): void {
+    vm.exitOnMsrWrites(MSR_STAR, [MSR_STAR, MSR_LSTAR, MSR_FMASK]);
+  }
+
+  constructor(vcpu: VcpuFd, memory: GuestMemory) {
     this.#vcpu = vcpu;
     this.#memory = memory;
-    vm.exitOnMsrWrites(MSR_STAR, [MSR_STAR, MSR_LSTAR, MSR_FMASK]);
     this.#star = vcpu.getMsr(MSR_STAR) ?? 0n;
     this.#lstar = vcpu.getMsr(MSR_LSTAR) ?? 0n;
     this.#fmask = vcpu.getMsr(MSR_FMASK) ?? 0n;

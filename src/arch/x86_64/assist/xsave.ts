@@ -114,8 +114,9 @@ function save(kind: SaveKind): (cpu: GuestCpu, insn: Instruction) => void {
 
 /** The header of an area to restore from (SDM 1 13.4.2, and the #GP conditions of 13.8 and 13.12). */
 function readHeader(cpu: GuestCpu, base: bigint, xcr0: bigint, supervisor: boolean) {
-  const header = new DataView(new ArrayBuffer(64));
-  cpu.readLinear(base + BigInt(area.header), new Uint8Array(header.buffer));
+  const start = new Uint8Array(area.extended);
+  cpu.readLinear(base, start);
+  const header = new DataView(start.buffer, area.header);
   const xstateBv = header.getBigUint64(0, true);
   const xcompBv = header.getBigUint64(8, true);
   const compacted = (xcompBv & COMPACTED) !== 0n;
@@ -142,36 +143,37 @@ function restore(supervisor: boolean): (cpu: GuestCpu, insn: Instruction) => voi
     if (supervisor) cpu.requireCpl0();
     const base = place(cpu, insn, area.extended, false);
     const { rfbm, xcr0 } = requested(cpu, supervisor);
-    const legacy = new Uint8Array(area.xmmEnd);
-    cpu.readLinear(base, legacy);
     const { xstateBv, xcompBv, compacted } = readHeader(cpu, base, xcr0, supervisor);
     const { state } = cpu;
     const { components } = state.cpuid;
-    const extended: [Component, Uint8Array][] = [];
     const loaded = rfbm & xstateBv;
+    const extended: [component: Component, offset: number][] = [];
+    let end: number = area.extended;
     for (const [component, at] of compacted ? compactedPlaces(components, xcompBv) : standardPlaces(components)) {
-      if (!(loaded & (1n << BigInt(component.number)))) continue;
-      const bytes = new Uint8Array(component.size);
-      cpu.readLinear(base + BigInt(at), bytes);
-      extended.push([component, bytes]);
+      const bit = 1n << BigInt(component.number);
+      if (rfbm & bit) end = Math.max(end, at + component.size);
+      if (loaded & bit) extended.push([component, at]);
     }
+    // All of it, even where a component that is asked for is then initialized: so do CPUs, and it is one translation.
+    const image = new Uint8Array(end);
+    cpu.readLinear(base, image);
     state.load();
     // The standard form loads MXCSR for SSE or AVX whatever XSTATE_BV says; the compacted one as part of SSE.
     const takesMxcsr = compacted ? rfbm & SSE : rfbm & (SSE | AVX);
     const fromMemory = compacted ? loaded & SSE : takesMxcsr;
-    const mxcsr = fromMemory ? new DataView(legacy.buffer).getUint32(area.mxcsr, true) : MXCSR_RESET;
+    const mxcsr = fromMemory ? new DataView(image.buffer).getUint32(area.mxcsr, true) : MXCSR_RESET;
     if (mxcsr & ~state.mxcsrMask) throw generalProtection();
 
     for (let bit = 1n; bit <= rfbm; bit <<= 1n) if (rfbm & bit & ~xstateBv) state.initialize(bit);
     const { bytes } = state;
     if (loaded & X87) {
-      narrowPointers(insn, legacy);
-      bytes.set(legacy.subarray(0, area.mxcsr));
-      bytes.set(legacy.subarray(area.st, area.xmm), area.st);
+      narrowPointers(insn, image);
+      bytes.set(image.subarray(0, area.mxcsr));
+      bytes.set(image.subarray(area.st, area.xmm), area.st);
       clearPadding(bytes);
     }
-    if (loaded & SSE) bytes.set(legacy.subarray(area.xmm, xmmEnd(cpu)), area.xmm);
-    for (const [component, data] of extended) bytes.set(data, component.offset);
+    if (loaded & SSE) bytes.set(image.subarray(area.xmm, xmmEnd(cpu)), area.xmm);
+    for (const [component, at] of extended) bytes.set(image.subarray(at, at + component.size), component.offset);
     if (takesMxcsr) state.mxcsr = mxcsr;
     state.xstateBv |= loaded;
     state.store();
