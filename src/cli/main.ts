@@ -13,6 +13,7 @@ export async function main(argv: readonly string[]): Promise<void> {
   process.stderr.on('error', () => {});
   const parser = yargs(hideBin([...argv]))
     .scriptName('tsvisor')
+    .parserConfiguration({ 'boolean-negation': false, 'duplicate-arguments-array': false })
     .usage('$0 <command>\n\nVirtual machines on KVM, with their devices in TypeScript.')
     .command(run.command, run.describe, run.builder, run.handler)
     .command(doctor.command, doctor.describe, doctor.builder, doctor.handler)

@@ -29,7 +29,11 @@ export function builder(yargs: Argv) {
     .option('memory', { alias: 'm', type: 'string', default: '64M', describe: 'guest RAM; a bare number is MiB' })
     .option('cpus', { type: 'number', default: 1, describe: 'number of vCPUs (1)' })
     .option('serial', { type: 'string', default: 'stdio', describe: 'ttyS0: stdio, none or file:PATH' })
-    .option('reboot', { type: 'boolean', default: true, describe: 'boot again after a guest reset; --no-reboot ends' })
+    .option('no-reboot', {
+      type: 'boolean',
+      default: false,
+      describe: 'a guest reset ends the machine, not restarts it',
+    })
     .option('stats', { type: 'string', requiresArg: true, describe: 'write timings and counters as JSON to this file' })
     .option('timeout', { type: 'number', requiresArg: true, describe: 'end the machine after this many seconds' })
     .option('log-level', { choices: LOG_LEVELS, default: 'silent' as const, describe: 'structured log on stderr' })
@@ -56,11 +60,11 @@ export async function handler(args: RunArguments): Promise<void> {
     const options = await createLog(args.logLevel);
     const config: MachineConfig = {
       kernel: args.kernel ?? (await kernelPath()),
-      ...initrdOf(args, args.kernel === undefined ? await initramfsPath() : undefined),
+      ...(await initrdOf(args.kernel, args.initrd)),
       append: args.append ?? '',
       memory,
       cpus: args.cpus,
-      onReset: args.reboot ? 'restart' : 'end',
+      onReset: args.noReboot ? 'end' : 'restart',
       serial: serial.kind !== 'none',
       ...terminalOf(serial),
     };
@@ -91,9 +95,10 @@ function parseTimeout(seconds: number | undefined): number | undefined {
   throw new UsageError(`--timeout: ${seconds} is not a number of seconds above 0`);
 }
 
-function initrdOf(args: RunArguments, fallback: string | undefined): { initrd?: string } {
-  const initrd = args.initrd ?? fallback;
-  return initrd === undefined ? {} : { initrd };
+/** The user's initrd; the default one only for the default kernel. */
+async function initrdOf(kernel: string | undefined, initrd: string | undefined): Promise<{ initrd?: string }> {
+  if (initrd !== undefined) return { initrd };
+  return kernel === undefined ? { initrd: await initramfsPath() } : {};
 }
 
 function terminalOf(serial: Serial): Pick<MachineConfig, 'terminal'> {

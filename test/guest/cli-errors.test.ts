@@ -51,6 +51,7 @@ describe('usage errors exit 64 with one line', () => {
     ['a serial that is none', ['run', '--serial', 'tcp:1'], /--serial: 'tcp:1'/],
     ['a timeout that is none', ['run', '--timeout', 'soon'], /--timeout/],
     ['a negative timeout', ['run', '--timeout=-1'], /--timeout: -1/],
+    ['a negated value', ['run', '--no-memory'], /no-memory/],
     ['an unknown action', ['kernel', 'burn'], /burn|build/],
   ];
   test.each(cases)('%s', async (_name, args, message) => {

@@ -21,6 +21,8 @@ export interface Spec {
   readonly form?: 'memory' | 'register' | 'none';
   /** Bytes of the memory operand, where it is not the operand size. */
   readonly width?: number;
+  /** Its first bytes that are accessed whatever the state: those that cross into another page, where it is not all. */
+  readonly core?: number;
   readonly align?: number;
   readonly writes?: boolean;
   readonly immediate?: boolean;
@@ -98,7 +100,7 @@ export function randomCase(spec: Spec, random: Random, xsave: Uint8Array): Rando
   let fs = { fsBase: 0n, gsBase: 0n };
   if (place !== 'register') {
     const align = spec.align && !random.chance(15) ? spec.align : 1;
-    address = addressOf(place, width, align, random);
+    address = addressOf(place, place.startsWith('crossing') ? (spec.core ?? width) : width, align, random);
     misaligned = address % BigInt(spec.align ?? 1) !== 0n;
     const reserved = [...(spec.fixed ?? [])];
     if (!spec.vectorRm && spec.extension === undefined) reserved.push(base.reg as number);

@@ -67,10 +67,26 @@ export class Executor implements Disposable {
 
   /** By complete() alone, on any host: the instruction itself is never given to KVM. */
   completed(test: Case, cpl: 0 | 3): Result {
+    this.place(test, cpl);
+    return this.#complete();
+  }
+
+  /** The same for code that is in memory already. */
+  completedAt(test: Case, cpl: 0 | 3, rip: bigint): Result {
+    this.place(test, cpl);
+    this.guest.vcpu.syncedRegs.rip = rip;
+    return this.#complete();
+  }
+
+  /** Puts the vCPU where an exit of KVM_RUN at the instruction would leave it. */
+  place(test: Case, cpl: 0 | 3): void {
     this.#prepare(test, cpl);
     const { vcpu } = this.guest;
     vcpu.getRegs(vcpu.syncedRegs);
     vcpu.getSregs(vcpu.syncedSregs);
+  }
+
+  #complete(): Result {
     const kind = this.assist.complete();
     if (kind === undefined) throw new Error(`complete() does not know ${this.assist.describe().text}`);
     return this.#result(this.guest.run(), kind);

@@ -53,7 +53,7 @@ function arrangeArea(draft: Draft, random: Random, xcr0: bigint, canCompact: boo
 
 /** @param xcr0 what is enabled. @param canCompact whether the CPU has XSAVEC. */
 export function xsaveSpecs(xcr0: bigint, canCompact: boolean): readonly Spec[] {
-  const common = { sizes: [4, 8], form: 'memory', width: WIDTH, align: 64, fixed: [0, 2] } as const;
+  const common = { sizes: [4, 8], form: 'memory', width: WIDTH, core: 576, align: 64, fixed: [0, 2] } as const;
   const save = {
     ...common,
     writes: true,
