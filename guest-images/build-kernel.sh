@@ -136,7 +136,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 started=$SECONDS
-expected=$(cat "$cache/$flavour.objects" 2>/dev/null || printf 900)
+expected=$(cat "$cache/$flavour.objects" 2>/dev/null || printf 930)
 
 report() { # TEXT: replaces the progress line of a terminal
   local text

@@ -49,6 +49,22 @@ static long read_file(const char *path, char *buf, unsigned long size)
 	return n;
 }
 
+/* The archive holds only what cannot be made here, see build-initramfs.sh. */
+static void make_directories(void)
+{
+	SYS1(umask, 0);
+	SYS2(mkdir, "/proc", 0555);
+	SYS2(mkdir, "/sys", 0555);
+	SYS2(mkdir, "/root", 0700);
+	SYS2(mkdir, "/run", 0755);
+	SYS2(mkdir, "/tmp", 01777);
+	SYS1(umask, 022);
+	SYS2(chmod, "/", 0755);
+	SYS2(link, "/bin/busybox", "/bin/sh");
+	SYS2(link, "/init", "/bin/milestone");
+	SYS2(link, "/init", "/bin/debug-exit");
+}
+
 static void mount_file_systems(void)
 {
 	const unsigned long safe = MS_NOSUID | MS_NOEXEC | MS_NODEV;
@@ -115,14 +131,23 @@ static long start_shell(void)
 }
 
 /* Hard links for the applets, so that programs other than the shell find
- * them too; busybox sh itself needs none. Some 270 of them, hence made while
- * nothing else wants to run. */
+ * them too; busybox sh itself needs none. Some 270 of them, and a few names
+ * for tradition's sake, hence made while nothing else wants to run. */
 static int make_links(void)
 {
 	struct sched_param none = { 0 };
 	char *p = applets;
 
 	SYS3(sched_setscheduler, 0, SCHED_IDLE, &none);
+	SYS2(mkdir, "/usr", 0755);
+	SYS2(mkdir, "/var", 0755);
+	SYS2(symlink, "bin", "/sbin");
+	SYS2(symlink, "../bin", "/usr/bin");
+	SYS2(symlink, "../bin", "/usr/sbin");
+	SYS2(symlink, "/proc/self/fd", "/dev/fd");
+	SYS2(symlink, "fd/0", "/dev/stdin");
+	SYS2(symlink, "fd/1", "/dev/stdout");
+	SYS2(symlink, "fd/2", "/dev/stderr");
 	if (read_file("/etc/applets", applets, sizeof applets) < 0 ||
 	    SYS1(chdir, "/bin") < 0)
 		return 1;
@@ -135,10 +160,6 @@ static int make_links(void)
 			*p++ = 0;
 		SYS2(link, "busybox", name);
 	}
-	SYS2(symlink, "/proc/self/fd", "/dev/fd");
-	SYS2(symlink, "fd/0", "/dev/stdin");
-	SYS2(symlink, "fd/1", "/dev/stdout");
-	SYS2(symlink, "fd/2", "/dev/stderr");
 	return 0;
 }
 
@@ -268,6 +289,7 @@ static void run_as_init(void)
 	long shell, pid, sig;
 
 	port_write(MILESTONE_INIT, PORT_MILESTONE);
+	make_directories();
 	mount_file_systems();
 	read_command_line();
 	set_up_console();

@@ -1,5 +1,7 @@
 import { spawn } from 'node:child_process';
-import { readdirSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, statSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { TsvisorError } from '../errors.js';
 
@@ -36,15 +38,26 @@ export function initramfsPath(): Promise<string> {
   return imagePath('build-initramfs.sh', []);
 }
 
-/** Every flavour, with the path and size of its kernel where it is built. */
-export async function listKernels(): Promise<{ flavour: string; path?: string; bytes?: number }[]> {
-  const flavours = readdirSync(`${images}kernel`)
+/** A flavour and the kernels built from it that are in the cache, newest first. */
+export interface KernelListing {
+  readonly flavour: string;
+  readonly built: readonly { readonly path: string; readonly bytes: number; readonly builtAt: string }[];
+}
+
+/** Every flavour that can be built, with what is built of it. */
+export function listKernels(): KernelListing[] {
+  const cache = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tsvisor', 'kernel');
+  const kept = existsSync(cache) ? readdirSync(cache) : [];
+  return readdirSync(`${images}kernel`)
     .filter((name) => name.endsWith('.config') && name !== 'base.config')
-    .map((name) => name.slice(0, -'.config'.length));
-  return Promise.all(
-    flavours.map(async (flavour) => {
-      const path = await imagePath('build-kernel.sh', ['--flavour', flavour, '--cached']);
-      return path === '' ? { flavour } : { flavour, path, bytes: statSync(path).size };
-    }),
-  );
+    .map((name) => name.slice(0, -'.config'.length))
+    .map((flavour) => ({
+      flavour,
+      built: kept
+        .filter((name) => name.startsWith(`${flavour}-`) && /^[0-9a-f]{16}$/.test(name.slice(flavour.length + 1)))
+        .map((name) => join(cache, name, 'vmlinux'))
+        .filter((path) => existsSync(path))
+        .map((path) => ({ path, bytes: statSync(path).size, builtAt: statSync(path).mtime.toISOString() }))
+        .sort((a, b) => b.builtAt.localeCompare(a.builtAt)),
+    }));
 }

@@ -27,9 +27,11 @@ type KernelArguments = Awaited<ReturnType<typeof builder>['argv']>;
 
 export async function handler(args: KernelArguments): Promise<void> {
   if (args.action === 'list') {
-    const kernels = await listKernels();
-    const lines = kernels.map(({ flavour, path, bytes }) =>
-      path ? `${flavour}\tbuilt\t${formatSize(bytes ?? 0)}\t${path}` : `${flavour}\tnot built`,
+    const kernels = listKernels();
+    const lines = kernels.flatMap(({ flavour, built }) =>
+      built.length === 0
+        ? [`${flavour}\tnot built`]
+        : built.map(({ path, bytes, builtAt }) => `${flavour}\t${builtAt}\t${formatSize(bytes)}\t${path}`),
     );
     process.stdout.write(args.json ? `${JSON.stringify({ kernels }, null, 2)}\n` : `${lines.join('\n')}\n`);
     return;
