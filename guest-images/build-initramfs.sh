@@ -86,11 +86,12 @@ gcc -O2 -Wall -Wextra -ffreestanding -fno-stack-protector -fno-pie \
 cp "$busybox" "$work/busybox"
 printf 'root:x:0:0:root:/root:/bin/sh\n' >"$work/passwd"
 printf 'root:x:0:\ntty:x:5:\n' >"$work/group"
-# As functions these need no new process, and signal init as the commands do.
+# As functions these need no new process, and signal init as the commands do;
+# read keeps the prompt from coming back meanwhile.
 cat >"$work/profile" <<'EOF'
-poweroff() { kill -USR2 1; }
-halt() { kill -USR1 1; }
-reboot() { kill -TERM 1; }
+poweroff() { kill -USR2 1; read -r _; }
+halt() { kill -USR1 1; read -r _; }
+reboot() { kill -TERM 1; read -r _; }
 EOF
 
 # As little as possible: unpacking an entry costs the guest about 10 ms on an

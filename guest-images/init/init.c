@@ -106,6 +106,13 @@ static void set_up_console(void)
 {
 	struct termios t;
 
+	/* The kernel opened the archive's node, which devtmpfs now hides; reopen
+	 * it so that ttyname works. */
+	SYS1(close, 0);
+	SYS3(open, "/dev/console", O_RDWR | O_NOCTTY, 0);
+	SYS2(dup2, 0, 1);
+	SYS2(dup2, 0, 2);
+
 	/* Hardware flow control: the VMM's UART holds input while RTS is off. */
 	if (SYS3(ioctl, 0, TCGETS, &t) == 0) {
 		t.c_cflag |= CRTSCTS;

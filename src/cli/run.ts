@@ -125,6 +125,8 @@ function report(stats: MachineStats, end: MachineEnd, code: number): object {
 /** How long a machine thread may take to obey a stop before the process gives up on it, in milliseconds. */
 const STOP_GRACE = 5000;
 
+const CTRL_D = '\x04';
+
 /** One machine on this terminal, until it ends or a signal, the escape key, a closed stdout or the clock ends it. */
 class Session {
   readonly #machine: Machine;
@@ -134,6 +136,7 @@ class Session {
   /** The exit code of what stopped the machine from outside. */
   #stopCode: number | undefined;
   #failure: Error | undefined;
+  #endOfInput: NodeJS.Timeout | undefined;
   #restoreTerminal = () => {};
 
   constructor(machine: Machine, serial: Serial, timeout: number | undefined) {
@@ -156,6 +159,7 @@ class Session {
       return { code: this.#exitCode(end), end };
     } finally {
       if (timer) clearTimeout(timer);
+      clearInterval(this.#endOfInput);
       removeSignals();
       this.#restoreTerminal();
       process.stdin.destroy();
@@ -221,9 +225,10 @@ class Session {
     stdin.on('data', () => {
       any = true;
     });
-    // The end of a script is Ctrl-D to the guest's terminal. No input at all (</dev/null, a daemon) is not an end.
+    // The end of a script is Ctrl-D to the guest's terminal, typed again every second while the guest takes it, since one
+    // that comes before anybody reads is lost. No input at all (</dev/null, a daemon) is not an end.
     stdin.on('end', () => {
-      if (any) serial.write('\x04');
+      if (any) this.#endOfInput = setInterval(() => serial.writableLength === 0 && serial.write(CTRL_D), 1000);
     });
     stdin.on('error', () => {}); // a stdin that cannot be read is one that says nothing
     stdin.pipe(serial, { end: false });

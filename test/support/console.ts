@@ -29,7 +29,8 @@ export class Console {
   }
 
   prompt(seconds = 30): Promise<string> {
-    return this.until(/# $/, seconds);
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: the shell asks the terminal where its cursor is
+    return this.until(/# (\x1b\[6n)?$/, seconds);
   }
 
   /** Types a command and waits for the next prompt. @returns what it printed, with the echo of the command. */
