@@ -84,8 +84,10 @@ describeKvm('the default guest', () => {
     await pty.shows(AFTER_CTRL_C);
     pty.type('\x01h');
     await pty.shows(/Ctrl-A x/);
-    pty.type('echo -n "a\x01\x01b" | wc -c\r');
-    await pty.shows(/\n3\r/);
+    pty.type('cat -v; echo over\r');
+    await delay(1000);
+    pty.type('a\x01\x01b\r');
+    await pty.shows(/\na\^Ab\r\n/);
     pty.type('\x01x');
     expect(await ended).toBe(0);
     expect(pty.settings).toBe(before);

@@ -99,6 +99,7 @@ export class BareGuest implements Disposable {
     sregs.setTable('gdt', BigInt(bare.gdt), 0x4f);
     sregs.setTable('idt', BigInt(bare.idt), 0xfff);
     sregs.cr0 = this.cr0;
+    sregs.cr2 = 0n;
     sregs.cr3 = BigInt(bare.pml4);
     sregs.cr4 = this.cr4;
     sregs.efer = EFER;

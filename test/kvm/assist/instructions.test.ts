@@ -14,7 +14,8 @@ const random = new Random();
 const executor = new Executor();
 afterAll(() => executor.close());
 
-const CASES = 40;
+/** Cases an instruction; TSVISOR_CASES for a longer search. */
+const CASES = Number(process.env.TSVISOR_CASES ?? 20);
 
 /** Bytes of the x87 pointers, which CPUs record in more than one way (SDM 1 8.1.8, AMD APM 2 11.5.5). */
 const X87_POINTERS = [6, 24] as const;

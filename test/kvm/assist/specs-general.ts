@@ -1,4 +1,4 @@
-import { selectors } from '../../support/bare-guest-layout.js';
+import { bare, selectors } from '../../support/bare-guest-layout.js';
 import type { Draft, Spec } from './case.js';
 import type { Random } from './random.js';
 
@@ -41,6 +41,15 @@ function arrangeSelector(draft: Draft, random: Random): void {
 function arrangeMxcsr(draft: Draft, random: Random): void {
   if (draft.operand === undefined || random.chance(30)) return;
   new DataView(draft.memory.buffer, draft.memory.byteOffset).setUint32(draft.operand, random.u32() & 0xffbf, true);
+}
+
+/** RSP in the memory that is compared. */
+function arrangeStack(draft: Draft, random: Random): void {
+  draft.gprs[4] = BigInt(bare.data + 0x8000 + random.below(0x1000));
+}
+
+function arrangeBadStack(draft: Draft, random: Random): void {
+  draft.gprs[4] = BigInt(random.pick([bare.dataEnd, bare.readOnly, bare.supervisor]) + 1 + random.below(0x800));
 }
 
 export const generalSpecs: readonly Spec[] = [
@@ -87,6 +96,17 @@ export const generalSpecs: readonly Spec[] = [
   { kind: 'lsl', opcode: [0x0f, 0x03], sizes: STANDARD, form: 'register', userOnly: true, arrange: arrangeSelector },
   { kind: 'verr', opcode: [0x0f, 0x00], extension: 4, form: 'register', userOnly: true, arrange: arrangeSelector },
   { kind: 'verw', opcode: [0x0f, 0x00], extension: 5, form: 'register', userOnly: true, arrange: arrangeSelector },
+  { kind: 'nop', opcode: [0x90], form: 'none' },
+  { kind: 'nop', opcode: [0x0f, 0x1f, 0x00], form: 'none' },
+  { kind: 'endbr64', prefix: 0xf3, opcode: [0x0f, 0x1e, 0xfa], form: 'none' },
+  { kind: 'cld', opcode: [0xfc], form: 'none' },
+  ...Array.from(
+    { length: 8 },
+    (_, i): Spec => ({ kind: 'push', opcode: [0x50 + i], form: 'none', arrange: arrangeStack }),
+  ),
+  { kind: 'push', opcode: [0x6a], immediate: true, form: 'none', arrange: arrangeStack },
+  // A push that faults: in user mode, where the fault has a stack of its own.
+  { kind: 'push', opcode: [0x53], form: 'none', userOnly: true, arrange: arrangeBadStack },
   { kind: 'int3', opcode: [0xcc], form: 'none' },
   { kind: 'fwait', opcode: [0x9b], form: 'none' },
   { kind: 'ud1', opcode: [0x0f, 0xb9], form: 'register' },

@@ -23,9 +23,18 @@ function requestMask(draft: Draft, mask: bigint): void {
   draft.gprs[2] = mask >> 32n;
 }
 
+/**
+ * AVX and AVX-512 components all or none. AVX in its initial configuration beside AVX-512 in use is a state that AMD CPUs
+ * were seen to report wrongly to KVM, now and then, on the native side of the comparison.
+ */
+function withoutAvxAlone(bits: bigint): bigint {
+  const wide = 0xe4n;
+  return (bits & wide) === 0n ? bits : bits | wide;
+}
+
 /** An area to restore from: mostly valid, of either format, sometimes broken in one of the ways that raise #GP. */
 function arrangeArea(draft: Draft, random: Random, xcr0: bigint, canCompact: boolean): void {
-  requestMask(draft, subset(0xffff_ffff_ffff_ffffn, random));
+  requestMask(draft, withoutAvxAlone(subset(0xffff_ffff_ffff_ffffn, random)));
   const at = draft.operand;
   if (at === undefined) return;
   const view = new DataView(draft.memory.buffer, draft.memory.byteOffset);
@@ -36,15 +45,15 @@ function arrangeArea(draft: Draft, random: Random, xcr0: bigint, canCompact: boo
   // As in a random state, no pointers.
   draft.memory.fill(0, at + 6, at + 24);
   for (let i = 512; i < 576; i += 8) view.setBigUint64(at + i, 0n, true);
-  let present = subset(xcr0, random);
+  let present = withoutAvxAlone(subset(xcr0, random)) & xcr0;
   if (canCompact && random.chance(50)) {
-    const formats = subset(xcr0, random);
+    const formats = withoutAvxAlone(subset(xcr0, random)) & xcr0;
     present &= formats;
-    if (random.chance(5)) present |= 1n << BigInt(random.below(8));
+    if (random.chance(5)) present |= 1n << BigInt(random.pick([0, 1, 3, 4]));
     view.setBigUint64(at + 520, formats | COMPACTED | (random.chance(5) ? 1n << BigInt(random.below(62)) : 0n), true);
     if (random.chance(5)) view.setUint8(at + 528 + random.below(48), 1);
   } else {
-    if (random.chance(5)) present |= 1n << BigInt(random.below(63));
+    if (random.chance(5)) present |= 1n << BigInt(random.pick([0, 1, 3, 4, 9, 20, 40, 62]));
     // Not in the 40 bytes after: there vendors differ.
     if (random.chance(5)) view.setUint8(at + 520 + random.below(16), 1);
   }
@@ -53,7 +62,7 @@ function arrangeArea(draft: Draft, random: Random, xcr0: bigint, canCompact: boo
 
 /** @param xcr0 what is enabled. @param canCompact whether the CPU has XSAVEC. */
 export function xsaveSpecs(xcr0: bigint, canCompact: boolean): readonly Spec[] {
-  const common = { sizes: [4, 8], form: 'memory', width: WIDTH, core: 576, align: 64, fixed: [0, 2] } as const;
+  const common = { sizes: [4, 8], form: 'memory', width: WIDTH, core: 512, align: 64, fixed: [0, 2] } as const;
   const save = {
     ...common,
     writes: true,

@@ -1,7 +1,8 @@
-import { ARITHMETIC, type GuestCpu, rflags } from './cpu.js';
+import type { GuestCpu } from './cpu.js';
 import { undefinedOpcode } from './fault.js';
 import { type Instruction, prefix } from './instruction.js';
 import type { Definition } from './opcode.js';
+import { ARITHMETIC, rflags } from './register-bits.js';
 
 /** The bits of a value of `size` bytes. */
 const bitsOf = (size: number) => BigInt(size * 8);

@@ -1,3 +1,4 @@
+import type { GuestMemory } from '../../../memory/guest-memory.js';
 import type { GuestCpu } from './cpu.js';
 import { generalProtection } from './fault.js';
 import type { CodeSource } from './instruction.js';
@@ -11,11 +12,13 @@ const PAGE = 4096;
 export class CodeFetch implements CodeSource {
   readonly bytes = new Uint8Array(MAX_LENGTH);
   readonly #cpu: GuestCpu;
+  readonly #memory: GuestMemory;
   #linear = 0n;
   #fetched = 0;
 
-  constructor(cpu: GuestCpu) {
+  constructor(cpu: GuestCpu, memory: GuestMemory) {
     this.#cpu = cpu;
+    this.#memory = memory;
   }
 
   begin(): void {
@@ -43,9 +46,9 @@ export class CodeFetch implements CodeSource {
   /** Bytes up to the end of the page. */
   #fetch(): void {
     const cpu = this.#cpu;
-    const physical = cpu.fetchable(this.#linear + BigInt(this.#fetched));
+    const physical = cpu.memory.fetchable(this.#linear + BigInt(this.#fetched), cpu.cpl === 3);
     const length = Math.min(MAX_LENGTH - this.#fetched, PAGE - (physical % PAGE));
-    cpu.memory.read(physical, this.bytes.subarray(this.#fetched, this.#fetched + length));
+    this.#memory.read(physical, this.bytes.subarray(this.#fetched, this.#fetched + length));
     this.#fetched += length;
   }
 }

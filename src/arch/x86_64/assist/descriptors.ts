@@ -1,7 +1,8 @@
-import { type GuestCpu, rflags } from './cpu.js';
+import type { GuestCpu } from './cpu.js';
 import { Unsupported, undefinedOpcode } from './fault.js';
 import { type Instruction, prefix } from './instruction.js';
 import type { Definition } from './opcode.js';
+import { rflags } from './register-bits.js';
 
 // LAR, LSL, VERR and VERW (SDM 2A, 2B, 2D): questions about a selector, answered in ZF.
 

@@ -25,13 +25,17 @@ export class GuestCpuid {
   readonly components: readonly Component[];
   /** CPUID.(0DH,1):EAX: bit 0 XSAVEOPT, 1 XSAVEC, 2 XGETBV with ECX=1, 3 XSAVES. */
   readonly xsaveFeatures: number;
+  /** The bits that IA32_XSS may have. */
+  readonly supervisorComponents: bigint;
 
   constructor(vcpu: VcpuFd) {
     const cpuid = Cpuid.ofCapacity(256);
     kvmIoctl(vcpu.fd, 'KVM_GET_CPUID2', KVM_GET_CPUID2, 'reading the CPUID of a vCPU', cpuid.bytes);
     this.#cpuid = cpuid;
     this.physicalBits = (cpuid.get(0x8000_0008)?.eax ?? 36) & 0xff;
-    this.xsaveFeatures = cpuid.get(0xd, 1)?.eax ?? 0;
+    const features = cpuid.get(0xd, 1);
+    this.xsaveFeatures = features?.eax ?? 0;
+    this.supervisorComponents = (BigInt(features?.edx ?? 0) << 32n) | BigInt(features?.ecx ?? 0);
     const components: Component[] = [];
     for (let number = 2; number < 63; number++) {
       const leaf = cpuid.get(0xd, number);

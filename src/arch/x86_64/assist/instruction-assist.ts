@@ -8,6 +8,7 @@ import { GuestFault, Unsupported } from './fault.js';
 import { Instruction } from './instruction.js';
 import { interrupts } from './interrupts.js';
 import { type Entry, OpcodeTable } from './opcode.js';
+import { simpleInstructions } from './simple.js';
 import { sseInstructions } from './sse.js';
 import { sseMoves } from './sse-moves.js';
 import { systemInstructions } from './system.js';
@@ -23,6 +24,7 @@ const table = new OpcodeTable([
   ...x87Instructions,
   ...sseMoves,
   ...sseInstructions,
+  ...simpleInstructions,
 ]);
 
 /**

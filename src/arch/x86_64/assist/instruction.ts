@@ -31,6 +31,8 @@ export class Instruction {
   rexW = false;
   /** Whether a REX prefix makes byte registers 4 to 7 SPL to DIL instead of AH to BH. */
   rex = false;
+  /** 8 where REX.B extends a register in the opcode, else 0. */
+  rexB = 0;
   /** Operand size in bytes: 2, 4 or 8. */
   operandSize = 4;
   /** Address size in bytes: 2, 4 or 8. */
@@ -104,6 +106,7 @@ export class Instruction {
     }
     this.mandatory = repeat === 0xf3 ? prefix.PF3 : repeat === 0xf2 ? prefix.PF2 : operand66 ? prefix.P66 : prefix.NONE;
     this.rex = this.#rex !== 0;
+    this.rexB = (this.#rex & 1) << 3;
     this.rexW = (this.#rex & 8) !== 0;
     this.#operand66 = operand66;
     const wide = mode === 16 ? operand66 : !operand66;

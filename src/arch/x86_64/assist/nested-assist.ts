@@ -26,7 +26,7 @@ export class NestedAssist {
   constructor(vcpu: VcpuFd, memory: GuestMemory) {
     this.#vcpu = vcpu;
     this.#instructions = new InstructionAssist(vcpu, memory);
-    this.#syscalls = new SyscallAssist(vcpu, memory);
+    this.#syscalls = new SyscallAssist(vcpu, memory, () => this.#instructions.complete() !== undefined);
   }
 
   /** After every exit: keeps the breakpoint where the guest's page-fault handler is. */

@@ -22,12 +22,13 @@ export type DebugOutcome = 'syscall' | 'page-fault' | 'stepped' | 'guest-debug';
  * SYSCALL from guest user mode where KVM interprets the guest's kernel. The instruction runs natively and leaves the vCPU
  * at RIP = LSTAR with CPL still 3, so the guest takes a page fault on its own system call entry. A breakpoint on the
  * guest's #PF handler catches that fault, and what SYSCALL should have done is done there (SDM 2B "SYSCALL"). Every other
- * page fault is let through by stepping over the breakpoint. The guest's own hardware breakpoints do not fire meanwhile.
+ * page fault is let through by executing the one instruction under the breakpoint. The guest's own hardware breakpoints do not fire meanwhile.
  *
  * Works on the registers that KVM leaves in kvm_run (KVM_CAP_SYNC_REGS).
  */
 export class SyscallAssist {
   readonly #vcpu: VcpuFd;
+  readonly #complete: () => boolean;
   readonly #memory: GuestMemory;
   readonly #debug = new DataView(new ArrayBuffer(abi.kvm_guest_debug.sizeof));
   #star: bigint;
@@ -46,7 +47,9 @@ export class SyscallAssist {
     vm.exitOnMsrWrites(MSR_STAR, [MSR_STAR, MSR_LSTAR, MSR_FMASK]);
   }
 
-  constructor(vcpu: VcpuFd, memory: GuestMemory) {
+  /** @param complete executes the instruction at RIP on the vCPU's state, if it can: cheaper than a step through KVM. */
+  constructor(vcpu: VcpuFd, memory: GuestMemory, complete: () => boolean) {
+    this.#complete = complete;
     this.#vcpu = vcpu;
     this.#memory = memory;
     this.#star = vcpu.getMsr(MSR_STAR) ?? 0n;
@@ -99,6 +102,7 @@ export class SyscallAssist {
       return 'guest-debug';
     }
     if (this.#enterSystemCall()) return 'syscall';
+    if (this.#complete()) return 'page-fault';
     this.#control(abi.KVM_GUESTDBG_ENABLE | abi.KVM_GUESTDBG_SINGLESTEP);
     this.#stepping = true;
     return 'page-fault';

@@ -1,7 +1,9 @@
-import { cr4, type GuestCpu, rflags } from './cpu.js';
+import type { GuestCpu } from './cpu.js';
 import { generalProtection, Unsupported, undefinedOpcode } from './fault.js';
 import { type Instruction, prefix } from './instruction.js';
 import type { Definition } from './opcode.js';
+import { access } from './page-walk.js';
+import { cr4, rflags } from './register-bits.js';
 import { SSE } from './xstate.js';
 
 const IA32_TSC = 0x10;
@@ -111,9 +113,9 @@ const nothing = () => {};
 function cmpxchg16b(cpu: GuestCpu, insn: Instruction): void {
   const linear = cpu.linearAddress(insn, 16, true);
   if (linear & 15n) throw generalProtection();
-  cpu.probeWrite(linear, 16); // it always writes, so a read-only page faults either way
+  cpu.open(linear, 16, access.WRITE); // it always writes, so a read-only page faults either way
   const bytes = new Uint8Array(16);
-  cpu.readLinear(linear, bytes);
+  cpu.memory.get(0, bytes);
   const view = new DataView(bytes.buffer);
   const low = view.getBigUint64(0, true);
   const high = view.getBigUint64(8, true);
@@ -124,7 +126,7 @@ function cmpxchg16b(cpu: GuestCpu, insn: Instruction): void {
     // vCPUs on threads of their own would need a native 16-byte compare-and-exchange.
     view.setBigUint64(0, regs.gpr(3), true);
     view.setBigUint64(8, regs.gpr(1), true);
-    cpu.writeLinear(linear, bytes);
+    cpu.memory.put(0, bytes);
   } else {
     regs.setGpr(0, low);
     regs.setGpr(2, high);

@@ -1,7 +1,8 @@
-import { cr0, type GuestCpu } from './cpu.js';
+import type { GuestCpu } from './cpu.js';
 import { GuestFault, undefinedOpcode, vector } from './fault.js';
 import type { Instruction } from './instruction.js';
 import type { Definition } from './opcode.js';
+import { cr0 } from './register-bits.js';
 import { area } from './xstate.js';
 
 // Only the x87 instructions that kernels run around a context switch: SDM 1 chapter 8, and each one's page in SDM 2A.

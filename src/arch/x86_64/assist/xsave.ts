@@ -1,8 +1,11 @@
+import { KvmError } from '../../../errors.js';
 import type { GuestCpu } from './cpu.js';
 import { generalProtection, Unsupported, undefinedOpcode } from './fault.js';
 import type { Component } from './guest-cpuid.js';
 import { type Instruction, prefix } from './instruction.js';
 import type { Definition } from './opcode.js';
+import { access } from './page-walk.js';
+import { cr4 } from './register-bits.js';
 import { AVX, area, MXCSR_RESET, SSE, X87 } from './xstate.js';
 
 /** XCOMP_BV bit 63: the area is in the compacted format (SDM 1 13.4.2). */
@@ -25,7 +28,9 @@ function requested(cpu: GuestCpu, supervisor: boolean): { rfbm: bigint; xcr0: bi
   const { xcr0 } = state;
   const mask = ((regs.gpr(2) & 0xffff_ffffn) << 32n) | (regs.gpr(0) & 0xffff_ffffn);
   // KVM gives userspace no supervisor components, so a guest that enables one cannot be helped.
-  if (supervisor && (cpu.vcpu.getMsr(IA32_XSS) ?? 0n) & mask) throw new Unsupported('supervisor state');
+  if (supervisor && state.cpuid.supervisorComponents & mask) {
+    if ((cpu.vcpu.getMsr(IA32_XSS) ?? 0n) & mask) throw new Unsupported('supervisor state');
+  }
   return { rfbm: xcr0 & mask, xcr0 };
 }
 
@@ -99,16 +104,16 @@ function save(kind: SaveKind): (cpu: GuestCpu, insn: Instruction) => void {
     const header = new DataView(new ArrayBuffer(kind.compacted ? 16 : 8));
     parts.push([area.header, new Uint8Array(header.buffer)]);
     // The whole area must be writable, even where a component that is asked for is then left out.
-    cpu.probeWrite(base, end);
+    cpu.open(base, end, access.WRITE);
     let xstateBv = used;
     if (kind.compacted) header.setBigUint64(8, rfbm | COMPACTED, true);
     else {
       const old = new Uint8Array(8);
-      cpu.readLinear(base + BigInt(area.header), old);
+      cpu.memory.get(area.header, old);
       xstateBv |= new DataView(old.buffer).getBigUint64(0, true) & ~rfbm;
     }
     header.setBigUint64(0, xstateBv, true);
-    for (const [offset, part] of parts) cpu.writeLinear(base + BigInt(offset), part);
+    for (const [offset, part] of parts) cpu.memory.put(offset, part);
   };
 }
 
@@ -151,10 +156,10 @@ function restore(supervisor: boolean): (cpu: GuestCpu, insn: Instruction) => voi
     let end: number = area.extended;
     for (const [component, at] of compacted ? compactedPlaces(components, xcompBv) : standardPlaces(components)) {
       const bit = 1n << BigInt(component.number);
-      if (rfbm & bit) end = Math.max(end, at + component.size);
+      if ((compacted ? loaded : rfbm) & bit) end = Math.max(end, at + component.size);
       if (loaded & bit) extended.push([component, at]);
     }
-    // All of it, even where a component that is asked for is then initialized: so do CPUs, and it is one translation.
+    // In the standard format CPUs want all of it there, even where a component that is asked for is then initialized.
     const image = new Uint8Array(end);
     cpu.readLinear(base, image);
     state.load();
@@ -182,7 +187,7 @@ function restore(supervisor: boolean): (cpu: GuestCpu, insn: Instruction) => voi
 
 /** XGETBV (SDM 2D): ECX 0 is XCR0; ECX 1 the components of it in use. */
 function xgetbv(cpu: GuestCpu): void {
-  if (!(cpu.cr4 & 0x4_0000)) throw undefinedOpcode();
+  if (!(cpu.cr4 & cr4.OSXSAVE)) throw undefinedOpcode();
   const { state, regs } = cpu;
   const number = Number(regs.gpr(1) & 0xffff_ffffn);
   let value = state.xcr0;
@@ -196,15 +201,16 @@ function xgetbv(cpu: GuestCpu): void {
 
 /** XSETBV (SDM 2D). KVM itself judges the value: what it refuses is a #GP. */
 function xsetbv(cpu: GuestCpu): void {
-  if (!(cpu.cr4 & 0x4_0000)) throw undefinedOpcode();
+  if (!(cpu.cr4 & cr4.OSXSAVE)) throw undefinedOpcode();
   cpu.requireCpl0();
   const { regs, vcpu } = cpu;
   const value = ((regs.gpr(2) & 0xffff_ffffn) << 32n) | (regs.gpr(0) & 0xffff_ffffn);
   if (regs.gpr(1) & 0xffff_ffffn || !(value & X87) || (value & AVX && !(value & SSE))) throw generalProtection();
   try {
     vcpu.setXcr0(value);
-  } catch {
-    throw generalProtection();
+  } catch (error) {
+    if (error instanceof KvmError) throw generalProtection();
+    throw error;
   }
 }
 

@@ -1,4 +1,6 @@
+import { KvmError } from '../../../errors.js';
 import { type VcpuFd, XSAVE_BUFFER } from '../../../kvm/vcpu.js';
+import { Unsupported } from './fault.js';
 import { GuestCpuid } from './guest-cpuid.js';
 
 /** Places in the legacy region and the header (SDM 1 13.4). */
@@ -36,6 +38,8 @@ export class ExtendedState {
   readonly view = new DataView(this.bytes.buffer);
   readonly #vcpu: VcpuFd;
   #cpuid: GuestCpuid | undefined;
+  /** XSTATE_BV as KVM has it. */
+  #loaded = 0n;
 
   constructor(vcpu: VcpuFd) {
     this.#vcpu = vcpu;
@@ -52,13 +56,33 @@ export class ExtendedState {
    */
   load(): void {
     this.#vcpu.getXsave(this.bytes);
+    this.#loaded = this.xstateBv;
     if (!(this.xstateBv & SSE)) this.mxcsr = MXCSR_RESET;
   }
 
   store(): void {
     // KVM ignores MXCSR when neither SSE nor a wider state is in use.
     if (this.mxcsr !== MXCSR_RESET) this.xstateBv |= SSE;
-    this.#vcpu.setXsave(this.bytes);
+    const wanted = this.xstateBv;
+    const cleared = this.#loaded & ~wanted;
+    if (cleared) {
+      // KVM keeps the old values of a component that leaves XSTATE_BV in its own image, and with AVX-512 in use AMD CPUs
+      // were seen to count AVX in again without writing it there: the old values came back. So they are overwritten first.
+      this.xstateBv = wanted | cleared;
+      this.#set();
+      this.xstateBv = wanted;
+    }
+    this.#set();
+  }
+
+  #set(): void {
+    try {
+      this.#vcpu.setXsave(this.bytes);
+    } catch (error) {
+      // Whatever the guest did to get here, it is the guest's trouble.
+      if (error instanceof KvmError) throw new Unsupported(error.message);
+      throw error;
+    }
   }
 
   get xcr0(): bigint {
