@@ -159,6 +159,39 @@ describeKvm('a machine', () => {
     expect(end).toMatchObject({ reason: 'guest-exit', code: 0 });
   });
 
+  test('enters an ELF with a PVH note in 32-bit mode, with its start info and command line', async () => {
+    // Xen's start_info: magic at 0, version at 4, cmdline_paddr at 24.
+    const end = await runToEnd(
+      `
+      .code32
+      mov al, 1
+      cmp dword ptr [ebx], 0x336ec578
+      jne done
+      mov al, 2
+      mov ecx, cr0
+      test ecx, 0x80000000
+      jnz done
+      mov al, 3
+      mov esi, [ebx + 24]
+    next:
+      inc esi
+      cmp byte ptr [esi], 0
+      je done
+      cmp dword ptr [esi], 0x21687670
+      jne next
+      mov al, 0
+    done:
+      out DEBUG_EXIT, al
+      .section .note.Xen, "a", @note
+      .align 4
+      .long 4, 4, 18
+      .asciz "Xen"
+      .long _start`,
+      { append: 'pvh!', memory: 8 * MiB },
+    );
+    expect(end).toMatchObject({ reason: 'guest-exit', code: 0 });
+  });
+
   test('prints through its serial stream to the last byte, however slowly it is read', async () => {
     const count = 20_000;
     const path = guestProgram(`

@@ -1,7 +1,7 @@
 import * as abi from '../../../kvm/generated/abi.js';
 import type { VcpuFd } from '../../../kvm/vcpu.js';
 import type { VmFd } from '../../../kvm/vm.js';
-import { type GuestMemory, GuestMemoryRangeError } from '../../../memory/guest-memory.js';
+import type { GuestMemory } from '../../../memory/guest-memory.js';
 
 const MSR_STAR = 0xc0000081;
 const MSR_LSTAR = 0xc0000082;
@@ -9,6 +9,7 @@ const MSR_FMASK = 0xc0000084;
 const PF_VECTOR = 14;
 const DB_VECTOR = 1;
 const GATE_BYTES = 16;
+const IDT_BASE = abi.kvm_sregs.idt + abi.kvm_dtable.base;
 const RFLAGS_RF = 1n << 16n;
 /** DR7 with breakpoint 0 enabled (L0, G0) for execution; bit 10 always reads one (SDM 3B 17.2.4). */
 const DR7_EXECUTE_0 = 0x403n;
@@ -36,7 +37,10 @@ export class SyscallAssist {
   #fmask: bigint;
   #handler = -1n;
   #gateGpa = -1;
-  #idtBase = -1n;
+  #idtLow = 0;
+  #idtHigh = 0;
+  /** The first three words of gate 14 as last seen. */
+  readonly #gate = new Uint32Array(3);
   #stepping = false;
 
   /**
@@ -74,19 +78,31 @@ export class SyscallAssist {
 
   /**
    * Moves the breakpoint when the guest has moved its IDT or changed gate 14. Called at every exit, so it only compares
-   * until something differs.
+   * words, and allocates nothing, until something differs.
    */
   follow(): void {
     if (this.#lstar === 0n) return; // no system calls before the guest has set an entry
-    const { base } = this.#vcpu.syncedSregs.table('idt');
-    if (base !== this.#idtBase || this.#gateGpa < 0) {
-      this.#gateGpa = this.#vcpu.translate(base + BigInt(PF_VECTOR * GATE_BYTES));
-      this.#idtBase = base;
+    const { view } = this.#vcpu.syncedSregs;
+    const low = view.getUint32(IDT_BASE, true);
+    const high = view.getUint32(IDT_BASE + 4, true);
+    if (low !== this.#idtLow || high !== this.#idtHigh || this.#gateGpa < 0) {
+      this.#idtLow = low;
+      this.#idtHigh = high;
+      const gate = this.#vcpu.translate(view.getBigUint64(IDT_BASE, true) + BigInt(PF_VECTOR * GATE_BYTES));
+      this.#gateGpa = gate >= 0 && this.#memory.contains(gate, GATE_BYTES) ? gate : -1;
       if (this.#gateGpa < 0) return;
     }
-    const handler = this.#readGate();
-    if (handler === this.#handler) return;
-    this.#handler = handler;
+    const gate = this.#gate;
+    let same = true;
+    for (let i = 0; i < gate.length; i++) {
+      const word = this.#memory.readU32(this.#gateGpa + 4 * i);
+      if (word !== gate[i]) {
+        gate[i] = word;
+        same = false;
+      }
+    }
+    if (same) return;
+    this.#handler = handlerOf(gate);
     if (!this.#stepping) this.#arm();
   }
 
@@ -124,19 +140,6 @@ export class SyscallAssist {
   #control(control: number): void {
     this.#debug.setUint32(abi.kvm_guest_debug.control, control, true);
     this.#vcpu.setGuestDebug(this.#debug);
-  }
-
-  /** The handler's address from gate 14 of the IDT (SDM 3A 6.14.1), -1 while it has none. */
-  #readGate(): bigint {
-    try {
-      const low = this.#memory.readU64(this.#gateGpa);
-      if ((low & (1n << 47n)) === 0n) return -1n; // not present
-      const high = BigInt(this.#memory.readU32(this.#gateGpa + 8));
-      return (low & 0xffffn) | ((low >> 32n) & 0xffff0000n) | (high << 32n);
-    } catch (error) {
-      if (error instanceof GuestMemoryRangeError) return -1n;
-      throw error;
-    }
   }
 
   /** At the #PF handler: if the fault is a SYSCALL in disguise, does what SYSCALL does. */
@@ -178,4 +181,11 @@ export class SyscallAssist {
     events.setUint8(abi.kvm_vcpu_events.exception_has_error_code, 0);
     this.#vcpu.setEvents(events);
   }
+}
+
+/** The address in a 64-bit interrupt gate (SDM 3A 6.14.1); -1 when the gate is not present. */
+function handlerOf(gate: Uint32Array): bigint {
+  const [word0 = 0, word1 = 0, word2 = 0] = gate;
+  if ((word1 & 0x8000) === 0) return -1n;
+  return (BigInt(word2) << 32n) | BigInt((word1 & 0xffff0000) >>> 0) | BigInt(word0 & 0xffff);
 }
