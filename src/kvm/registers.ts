@@ -42,6 +42,9 @@ export class Regs {
   }
 }
 
+/** 256 vectors. */
+const INTERRUPT_BITMAP_BYTES = 32;
+
 export type SegmentName = 'cs' | 'ds' | 'es' | 'fs' | 'gs' | 'ss' | 'tr' | 'ldt';
 
 /** A segment register with its hidden part (struct kvm_segment; SDM 3A 3.4.3). */
@@ -131,6 +134,11 @@ export class Sregs {
     for (const field of ['type', 'present', 'dpl', 'db', 's', 'l', 'g', 'avl', 'unusable'] as const) {
       this.view.setUint8(at + kvm_segment[field], segment[field]);
     }
+  }
+
+  /** Forgets which interrupt was being delivered, so that setting these registers does not queue it a second time. */
+  clearInterruptBitmap(): void {
+    for (let i = 0; i < INTERRUPT_BITMAP_BYTES; i += 4) this.view.setUint32(kvm_sregs.interrupt_bitmap + i, 0, true);
   }
 
   segmentBase(name: SegmentName): bigint {

@@ -51,11 +51,15 @@ export class VcpuFd implements Disposable {
     this.runView.setBigUint64(abi.kvm_run.kvm_valid_regs, BigInt(wanted), true);
   }
 
-  /** The next KVM_RUN takes these from syncedRegs (and syncedSregs) first. */
+  /**
+   * The next KVM_RUN takes these from syncedRegs (and syncedSregs) first. The bitmap of an interrupt being delivered is
+   * left out: KVM still has that interrupt, and would queue it a second time, wherever the registers now point.
+   */
   markSynced(sregsToo: boolean): void {
     const dirty = abi.KVM_SYNC_X86_REGS | (sregsToo ? abi.KVM_SYNC_X86_SREGS : 0);
     const at = abi.kvm_run.kvm_dirty_regs;
     this.runView.setBigUint64(at, this.runView.getBigUint64(at, true) | BigInt(dirty), true);
+    if (sregsToo) this.syncedSregs.clearInterruptBitmap();
   }
 
   /** struct kvm_fpu: x87 and SSE state (KVM API 4.22). */

@@ -100,6 +100,7 @@ export class GuestCpu {
   flushTlb(): void {
     const { sregs } = this;
     const before = sregs.cr4;
+    sregs.clearInterruptBitmap();
     for (const value of [before ^ PGE, before]) {
       sregs.cr4 = value;
       this.vcpu.setSregs(sregs);
