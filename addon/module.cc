@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "environment.h"
+#include "guest_io.h"
 #include "mapping.h"
 #include "run_host.h"
 #include "syscalls.h"
@@ -34,6 +35,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitSyscalls(env, exports);
   Mapping::Init(env, exports);
   RunHost::Init(env, exports);
+  GuestIo::Init(env, exports);
   return exports;
 }
 

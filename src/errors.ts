@@ -11,6 +11,8 @@ export type ErrorCode =
   | 'ERR_KVM_UNSUPPORTED' // /dev/kvm is there but lacks something tsvisor needs
   | 'ERR_KVM' // a KVM ioctl failed
   | 'ERR_IMAGE' // a kernel or initrd is missing, unreadable or not what it should be
+  | 'ERR_DRIVE' // a drive's image is missing, in use or not what it should be
+  | 'ERR_NETWORK' // a tap, port or other network resource that cannot be had
   | 'ERR_MEMORY' // the machine does not fit its memory, or the host has none left
   | 'ERR_OUTPUT' // a file that tsvisor should write cannot be written
   | 'ERR_GUEST_INSTRUCTION' // the guest executed something that nothing here can complete
@@ -40,6 +42,20 @@ export class UsageError extends TsvisorError {
 export class ImageError extends TsvisorError {
   constructor(message: string, options?: ErrorOptions) {
     super('ERR_IMAGE', message, options);
+  }
+}
+
+/** A drive's image that cannot be used. */
+export class DriveError extends TsvisorError {
+  constructor(message: string, options?: ErrorOptions) {
+    super('ERR_DRIVE', message, options);
+  }
+}
+
+/** A network resource of the host that cannot be had. */
+export class NetworkError extends TsvisorError {
+  constructor(message: string, options?: ErrorOptions) {
+    super('ERR_NETWORK', message, options);
   }
 }
 

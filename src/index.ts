@@ -1,13 +1,18 @@
 /** tsvisor: virtual machines in a Node program. Everything public is exported here and nowhere else. */
+
+export type { Flow, HostForward } from './backends/user-network/flow.js';
 export {
+  DriveError,
   type ErrorCode,
   ImageError,
   KvmError,
   MemoryError,
+  NetworkError,
   TsvisorError,
   UsageError,
 } from './errors.js';
 export type { MachineConfig } from './machine/config.js';
+export type { ConsolePortConfig, DriveConfig, NetworkConfig } from './machine/device-config.js';
 export type { EndReason, MachineEnd, MachineStats } from './machine/end.js';
 export { Machine, type MachineOptions } from './machine/machine.js';
 export type { MachineState } from './machine/messages.js';

@@ -29,6 +29,12 @@ export function builder(yargs: Argv) {
     .option('memory', { alias: 'm', type: 'string', default: '64M', describe: 'guest RAM; a bare number is MiB' })
     .option('cpus', { type: 'number', default: 1, describe: 'number of vCPUs (1)' })
     .option('serial', { type: 'string', default: 'stdio', describe: 'ttyS0: stdio, none or file:PATH' })
+    .option('rng', { type: 'boolean', default: false, describe: 'an entropy device, /dev/hwrng in the guest' })
+    .option('acpi', {
+      choices: ['auto', 'on', 'off'] as const,
+      default: 'auto' as const,
+      describe: 'how the guest finds its devices: ACPI alone, without, or both',
+    })
     .option('no-reboot', {
       type: 'boolean',
       default: false,
@@ -67,6 +73,8 @@ export async function handler(args: RunArguments): Promise<void> {
       onReset: args.noReboot ? 'end' : 'restart',
       serial: serial.kind !== 'none',
       ...terminalOf(serial),
+      rng: args.rng,
+      acpi: args.acpi,
     };
     await using machine = await Machine.create(config, options);
     const session = new Session(machine, serial, timeout);

@@ -22,6 +22,32 @@ export interface RunHost {
   close(): void;
 }
 
+/** Vectored I/O on guest memory; see addon/guest_io.h. */
+export interface NativeGuestIo {
+  readonly eventfd: number;
+  transfer(
+    operation: number,
+    fd: number,
+    offset: number,
+    pairs: Float64Array,
+    count: number,
+    flags: number,
+    prefix?: Uint8Array,
+  ): number;
+  submit(
+    token: number,
+    operation: number,
+    fd: number,
+    offset: number,
+    length: number,
+    pairs: Float64Array,
+    count: number,
+  ): number;
+  completions(into: Float64Array): number;
+  cancel(): void;
+  close(): void;
+}
+
 /** next() returned a watched descriptor's token in the low 16 bits. */
 export const READY = 0x10000;
 
@@ -43,6 +69,7 @@ export interface Addon {
   adopt(fd: number): number;
   readonly Mapping: new (length: number, protection: number, flags: number, fd: number, offset: number) => Mapping;
   readonly RunHost: new () => RunHost;
+  readonly GuestIo: new (regions: readonly (readonly [gpa: number, mapping: Mapping])[]) => NativeGuestIo;
 }
 
 const require = createRequire(import.meta.url);

@@ -1,5 +1,7 @@
 import type { KvmFlavour } from '../arch/x86_64/assist/detect.js';
 import type { ResolvedConfig } from './config.js';
+import { virtioDeviceCount } from './device-config.js';
+import { virtioSlot } from './layout.js';
 
 /** Arguments for every host, each with what it is for. */
 const COMMON = [
@@ -33,6 +35,12 @@ export function commandLine(config: ResolvedConfig, flavour: KvmFlavour): string
   if (config.terminal) {
     const { type, rows, columns } = config.terminal;
     words.push(`tsvisor.term=${type}`, `tsvisor.rows=${rows}`, `tsvisor.cols=${columns}`);
+  }
+  if (config.acpi !== 'on') {
+    for (let slot = 0; slot < virtioDeviceCount(config); slot++) {
+      const { base, length, gsi } = virtioSlot(slot);
+      words.push(`virtio_mmio.device=${length / 1024}K@0x${base.toString(16)}:${gsi}`);
+    }
   }
   words.push(config.append);
   return words.join(' ').trim();

@@ -1,8 +1,9 @@
 import { MemoryError, UsageError } from '../errors.js';
+import { type DeviceConfig, type DeviceOptions, resolveDevices } from './device-config.js';
 import { PAGE_SIZE } from './layout.js';
 
 /** What a machine is made of. */
-export interface MachineConfig {
+export interface MachineConfig extends DeviceOptions {
   /** Path of a kernel: an ELF vmlinux, a bzImage, or an ELF with a PVH note. */
   readonly kernel: string;
   /** Path of an initial RAM disk. */
@@ -22,7 +23,7 @@ export interface MachineConfig {
 }
 
 /** A configuration with every default filled in: what the machine thread gets. */
-export interface ResolvedConfig {
+export interface ResolvedConfig extends DeviceConfig {
   readonly kernel: string;
   readonly initrd: string | undefined;
   readonly append: string;
@@ -56,5 +57,6 @@ export function resolveConfig(config: MachineConfig): ResolvedConfig {
   if (cpus !== 1) throw new UsageError(`cpus: ${cpus} asked for, but this version runs machines of one vCPU`);
   if (onReset !== 'restart' && onReset !== 'end')
     throw new UsageError(`onReset: ${onReset} is neither restart nor end`);
-  return { kernel, initrd, append, memory, cpus, onReset, serial, terminal: config.terminal };
+  const { terminal } = config;
+  return { kernel, initrd, append, memory, cpus, onReset, serial, terminal, ...resolveDevices(config) };
 }

@@ -34,7 +34,8 @@ export function ramRanges(size: number): { gpa: number; size: number }[] {
 /** Guest RAM as anonymous host memory, and its memory slots. Pages exist once they are touched. */
 export class GuestRam implements Disposable {
   readonly memory: GuestMemory;
-  readonly #mappings: Mapping[] = [];
+  /** What backs it, by guest physical address: for I/O without a copy. */
+  readonly regions: (readonly [gpa: number, mapping: Mapping])[] = [];
 
   /** @throws MemoryError when the host refuses. */
   constructor(vm: VmFd, size: number) {
@@ -43,7 +44,7 @@ export class GuestRam implements Disposable {
     try {
       const regions = ramRanges(size).map((range, slot) => {
         const mapping = mapMemory(range.size, protection, flags, -1, 'mapping guest memory');
-        this.#mappings.push(mapping);
+        this.regions.push([range.gpa, mapping]);
         mapping.advise(MADV_HUGEPAGE); // a hint: where the host has none, small pages do
         vm.setUserMemoryRegion(slot, range.gpa, mapping.buffer);
         return { gpa: range.gpa, buffer: mapping.buffer };
@@ -58,7 +59,7 @@ export class GuestRam implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const mapping of this.#mappings) mapping.unmap();
-    this.#mappings.length = 0;
+    for (const [, mapping] of this.regions) mapping.unmap();
+    this.regions.length = 0;
   }
 }

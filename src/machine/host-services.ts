@@ -1,11 +1,14 @@
 import { ByteStream } from '../backends/byte-stream.js';
 import { addon, type RunHost } from '../kvm/addon.js';
-import type { MachineEnd } from './end.js';
+import { type MachineEnd, now } from './end.js';
 import { FdEvents } from './fd-events.js';
-import type { MachineMessage } from './messages.js';
+import type { MachineMessage, MachineThreadData } from './messages.js';
 import { Statistics } from './statistics.js';
 
-/** What outlives a guest's reset on a machine thread: the wait primitive, the console's stream, the counters. */
+/** Log lines that a guest can cause are limited to so many a minute. */
+const GUEST_WARNINGS_PER_MINUTE = 10;
+
+/** What outlives a guest's reset on a machine thread: the wait primitive, the host ends of devices, the counters. */
 export class HostServices implements Disposable {
   readonly runHost: RunHost = new addon.RunHost();
   readonly events = new FdEvents(this.runHost);
@@ -15,11 +18,36 @@ export class HostServices implements Disposable {
   #end: MachineEnd | undefined;
 
   readonly #logs: boolean;
+  #running = false;
+  #holds = 0;
+  #warningsLeft = GUEST_WARNINGS_PER_MINUTE;
+  #warningsSince = 0;
 
-  constructor(serialFd: number | undefined, logs: boolean, post: (message: MachineMessage) => void) {
-    this.#logs = logs;
-    this.serial = serialFd === undefined ? undefined : new ByteStream(serialFd, this.events);
+  constructor(data: MachineThreadData, post: (message: MachineMessage) => void) {
+    this.#logs = data.logs;
+    this.serial = data.config.serial ? new ByteStream(data.serial, this.events) : undefined;
     this.#post = post;
+  }
+
+  /** Whether the machine is to run; held vCPUs wait all the same. */
+  setRunning(running: boolean): void {
+    this.#running = running;
+    this.runHost.setRunnable(running && this.#holds === 0);
+  }
+
+  /**
+   * Keeps the vCPUs from running until the function that it returns is called: for the time in which a device that was
+   * reset still uses guest memory. The machine thread goes on.
+   */
+  holdVcpus(): () => void {
+    this.#holds++;
+    this.setRunning(this.#running);
+    let held = true;
+    return () => {
+      if (held) this.#holds--;
+      held = false;
+      this.setRunning(this.#running);
+    };
   }
 
   /** Why this run of the guest is over; undefined while it is not. The run loop looks after every dispatch. */
@@ -39,6 +67,16 @@ export class HostServices implements Disposable {
 
   log(level: 'debug' | 'info' | 'warn', message: string): void {
     if (this.#logs) this.#post({ type: 'log', level, message });
+  }
+
+  /** A warning that a guest can cause as often as it likes. */
+  guestWarning(message: string): void {
+    const time = now();
+    if (time - this.#warningsSince > 60_000) {
+      this.#warningsSince = time;
+      this.#warningsLeft = GUEST_WARNINGS_PER_MINUTE;
+    }
+    if (this.#warningsLeft-- > 0) this.log('warn', message);
   }
 
   [Symbol.dispose](): void {

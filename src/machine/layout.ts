@@ -53,7 +53,20 @@ export const ports = {
 } as const;
 
 /** Global system interrupts (IOAPIC pins, equal to the ISA IRQ numbers below 16). */
-export const gsi = { serial: 4, cmos: 8, virtioFirst: 5 } as const;
+export const gsi = {
+  serial: 4,
+  cmos: 8,
+  virtio: [5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23],
+} as const;
+
+/** One interrupt each. */
+export const MAX_VIRTIO_DEVICES = gsi.virtio.length;
+
+/** Where the virtio device of that index answers, and its interrupt. @param index 0 to MAX_VIRTIO_DEVICES - 1. */
+export function virtioSlot(index: number): { base: number; length: number; gsi: number } {
+  const { virtioMmioBase: base, virtioMmioStride: length } = layout;
+  return { base: base + index * length, length, gsi: gsi.virtio[index] as number };
+}
 
 /** IOAPIC pins. */
 export const IOAPIC_PINS = 24;

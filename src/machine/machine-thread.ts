@@ -41,10 +41,10 @@ class Control {
       this.#host.finish({ reason: 'stopped', code: null, message: 'the machine was stopped' });
     } else if (command === 'start' || command === 'resume') {
       if (command === 'start') this.#host.statistics.phase('firstEntry');
-      this.#host.runHost.setRunnable(true);
+      this.#host.setRunning(true);
       this.state = 'running';
     } else if (command === 'pause') {
-      this.#host.runHost.setRunnable(false);
+      this.#host.setRunning(false);
       this.state = 'paused';
     }
     const answer = { state: this.state, stats: this.#host.statistics.snapshot() };
@@ -53,10 +53,11 @@ class Control {
 }
 
 /** Runs the guest until it ends for good; a reset powers it on again unless the configuration says otherwise. */
-async function run({ config, doorbell, serial, logs }: MachineThreadData, port: MessagePort): Promise<void> {
+async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
+  const { config, doorbell } = data;
   const post = (message: MachineMessage) => port.postMessage(message);
-  using host = new HostServices(config.serial ? serial : undefined, logs, post);
   try {
+    using host = new HostServices(data, post);
     let machine = await VirtualMachine.build(config, host);
     new Control(host, port, doorbell);
     post({ type: 'ready' });

@@ -60,6 +60,8 @@ export class Machine implements AsyncDisposable {
       config,
       doorbell: this.#doorbell,
       serial: there,
+      consolePorts: [],
+      networks: [],
       logs: options.onLog !== undefined,
     };
     this.#worker = new Worker(new URL('./machine-thread.js', import.meta.url), {

@@ -5,9 +5,12 @@ import type { MachineEnd, MachineStats } from './end.js';
 /** What the main thread hands a new machine thread. */
 export interface MachineThreadData {
   readonly config: ResolvedConfig;
-  /** eventfd that says there is a control message. Owned by the main thread, like the serial socket. */
+  /** eventfd that says there is a control message. Owned by the main thread, like the sockets. */
   readonly doorbell: number;
   readonly serial: number;
+  /** The machine's ends of the sockets of each console port, and of each network; none for a tap. */
+  readonly consolePorts: readonly number[];
+  readonly networks: readonly (number | undefined)[];
   /** Whether anybody listens to log messages. */
   readonly logs: boolean;
 }

@@ -4,6 +4,7 @@ import { shapeCpuid } from '../arch/x86_64/cpuid.js';
 import { setEntryState } from '../arch/x86_64/entry-state.js';
 import { writeMpTable } from '../arch/x86_64/mptable.js';
 import { writeBootGdt, writeBootPageTables } from '../arch/x86_64/page-tables.js';
+import { GuestIo } from '../backends/guest-io.js';
 import { loadKernel } from '../boot/load.js';
 import { Bus } from '../bus/bus.js';
 import { BootTimer } from '../devices/boot-timer.js';
@@ -17,11 +18,13 @@ import type { VcpuFd } from '../kvm/vcpu.js';
 import type { VmFd } from '../kvm/vm.js';
 import { commandLine } from './command-line.js';
 import type { ResolvedConfig } from './config.js';
+import { virtioDeviceCount } from './device-config.js';
 import { now } from './end.js';
 import { Timer } from './fd-events.js';
 import { GuestRam } from './guest-ram.js';
 import type { HostServices } from './host-services.js';
 import { gsi, layout, ports } from './layout.js';
+import { addVirtioDevices } from './virtio-devices.js';
 
 /** One power-on of a machine: its KVM objects, memory and devices, from a kernel loaded to the guest's end. */
 export class VirtualMachine implements Disposable {
@@ -54,7 +57,8 @@ export class VirtualMachine implements Disposable {
       const Assist =
         flavour === 'interpreted' ? (await import('../arch/x86_64/assist/nested-assist.js')).NestedAssist : undefined;
       Assist?.prepare(vm);
-      const { memory } = own(new GuestRam(vm, config.memory));
+      const ram = own(new GuestRam(vm, config.memory));
+      const { memory } = ram;
       vm.setTssAddr(layout.tss);
       vm.setIdentityMapAddr(layout.identityMap);
       vm.createIrqchip();
@@ -79,6 +83,10 @@ export class VirtualMachine implements Disposable {
       const assist = Assist && new Assist(vcpu, memory);
       const machine = new VirtualMachine(vcpu, assist, resources);
       machine.#addDevices(vm, config, host);
+      if (virtioDeviceCount(config) > 0) {
+        const io = own(new GuestIo(ram.regions, host.events));
+        addVirtioDevices(machine.mmio, vm, { config, memory, io, host, own });
+      }
       host.runHost.attachVcpu(vcpu.fd, vcpu.run);
       return machine;
     } catch (error) {

@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
-import { constants } from 'node:os';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { constants, tmpdir } from 'node:os';
+import { basename, join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { describe, expect, test } from 'vitest';
 import { addon, READY } from '#dist/kvm/addon.js';
@@ -12,10 +13,15 @@ import { resources } from '../support/process-resources.js';
 const { EBADF, EINVAL } = constants.errno;
 const anonymous = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS;
 
-test('generated/abi.ts is what the installed kernel headers give', () => {
-  const generated = execFileSync('scripts/abi/generate', ['--stdout'], { encoding: 'utf8' });
-  expect(readFileSync('src/kvm/generated/abi.ts', 'utf8')).toBe(generated);
-});
+test.each(['src/kvm/generated/abi.ts', 'src/virtio/generated/virtio.ts'])(
+  '%s is what the installed kernel headers give',
+  (path) => {
+    const folder = mkdtempSync(join(tmpdir(), 'tsvisor-abi-'));
+    execFileSync('scripts/abi/generate', [folder]);
+    expect(readFileSync(path, 'utf8')).toBe(readFileSync(join(folder, basename(path)), 'utf8'));
+    rmSync(folder, { recursive: true });
+  },
+);
 
 describe('system calls', () => {
   test('fail with -errno', () => {

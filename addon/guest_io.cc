@@ -1,0 +1,308 @@
+#include "guest_io.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <csignal>
+#include <cstring>
+#include <fcntl.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "syscalls.h"
+
+namespace tsvisor {
+
+namespace {
+
+// Enough to keep a disk's queue busy; made one by one as operations wait.
+constexpr size_t kMaxThreads = 8;
+
+napi_value Number(napi_env env, int64_t value) {
+  napi_value result;
+  napi_create_int64(env, value, &result);
+  return result;
+}
+
+napi_value Throw(napi_env env, const char* message) {
+  napi_throw_type_error(env, nullptr, message);
+  return nullptr;
+}
+
+// The arguments of a raw function, read by type.
+class Arguments {
+ public:
+  Arguments(napi_env env, napi_callback_info info) : env_(env) {
+    napi_get_cb_info(env, info, &count, values_, nullptr, &self);
+  }
+  bool Double(size_t i, double* value) const {
+    return i < count && napi_get_value_double(env_, values_[i], value) == napi_ok;
+  }
+  bool Int(size_t i, int32_t* value) const {
+    return i < count && napi_get_value_int32(env_, values_[i], value) == napi_ok;
+  }
+  bool Uint(size_t i, uint32_t* value) const {
+    return i < count && napi_get_value_uint32(env_, values_[i], value) == napi_ok;
+  }
+  // A Float64Array with at least `pairs` pairs.
+  bool Pairs(size_t i, uint32_t pairs, const double** data) const {
+    uint8_t* bytes;
+    size_t length;
+    if (i >= count || !BytesOf(env_, values_[i], &bytes, &length) || length / sizeof(double) / 2 < pairs) return false;
+    *data = reinterpret_cast<const double*>(bytes);
+    return true;
+  }
+  bool Bytes(size_t i, uint8_t** bytes, size_t* length) const {
+    return i < count && BytesOf(env_, values_[i], bytes, length);
+  }
+  size_t count = 7;
+  void* self = nullptr;
+
+ private:
+  napi_env env_;
+  napi_value values_[7];
+};
+
+// All of a read or write, as far as the file goes.
+int64_t MoveAll(bool isWrite, int fd, off_t offset, std::vector<iovec>& iov) {
+  int64_t done = 0;
+  for (size_t first = 0; first < iov.size();) {
+    int count = static_cast<int>(std::min<size_t>(iov.size() - first, IOV_MAX));
+    ssize_t n = isWrite ? pwritev(fd, &iov[first], count, offset + done) : preadv(fd, &iov[first], count, offset + done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return -errno;
+    if (n == 0) break;
+    done += n;
+    for (size_t left = n; left > 0;) {
+      size_t part = std::min(left, iov[first].iov_len);
+      iov[first].iov_base = static_cast<uint8_t*>(iov[first].iov_base) + part;
+      iov[first].iov_len -= part;
+      left -= part;
+      if (iov[first].iov_len == 0) first++;
+    }
+  }
+  return done;
+}
+
+int Allocate(int fd, int mode, off_t offset, off_t length) {
+  int result;
+  do result = fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, offset, length);
+  while (result != 0 && errno == EINTR);
+  return result == 0 ? 0 : -errno;
+}
+
+int64_t WriteZeroes(int fd, off_t offset, off_t length) {
+  static const std::vector<uint8_t> zeroes(1 << 16);
+  for (off_t done = 0; done < length;) {
+    ssize_t n = pwrite(fd, zeroes.data(), std::min<off_t>(length - done, zeroes.size()), offset + done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return n < 0 ? -errno : -EIO;
+    done += n;
+  }
+  return 0;
+}
+
+int64_t ZeroRange(int fd, off_t offset, off_t length) {
+  for (int mode : {FALLOC_FL_ZERO_RANGE, FALLOC_FL_PUNCH_HOLE}) {
+    int result = Allocate(fd, mode, offset, length);
+    if (result != -EOPNOTSUPP && result != -ENOSYS) return result;
+  }
+  return WriteZeroes(fd, offset, length);
+}
+
+}  // namespace
+
+void GuestIo::Init(Napi::Env env, Napi::Object exports) {
+  exports.Set("GuestIo", DefineClass(env, "GuestIo",
+                                     {InstanceMethod<&GuestIo::Cancel>("cancel"), InstanceMethod<&GuestIo::Close>("close")}));
+}
+
+GuestIo::GuestIo(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GuestIo>(info) {
+  Napi::Env env = info.Env();
+  auto regions = info[0].As<Napi::Array>();
+  for (uint32_t i = 0; i < regions.Length(); i++) {
+    auto pair = regions.Get(i).As<Napi::Array>();
+    std::shared_ptr<Pages> pages = Mapping::Unwrap(pair.Get(1u).As<Napi::Object>())->pages();
+    if (!pages) throw Napi::TypeError::New(env, "an unmapped region");
+    regions_.push_back({static_cast<uint64_t>(pair.Get(0u).As<Napi::Number>().Int64Value()), pages});
+  }
+  eventfd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (eventfd_ < 0) throw Napi::Error::New(env, std::string("eventfd: ") + strerror(errno));
+
+  auto self = info.This().As<Napi::Object>();
+  self.Set("eventfd", Napi::Number::New(env, eventfd_));
+  // Raw functions bound to this object: they are called for every request.
+  for (auto [name, callback] : {std::pair{"transfer", Transfer}, {"submit", Submit}, {"completions", Completions}}) {
+    napi_value function;
+    napi_create_function(env, name, NAPI_AUTO_LENGTH, callback, this, &function);
+    self.Set(name, function);
+  }
+}
+
+GuestIo::~GuestIo() { Stop(); }
+
+void GuestIo::Close(const Napi::CallbackInfo&) { Stop(); }
+
+void GuestIo::Stop() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    queue_.clear();
+  }
+  work_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+  regions_.clear();
+  completions_.clear();
+  if (eventfd_ >= 0) close(eventfd_);
+  eventfd_ = -1;
+}
+
+bool GuestIo::Translate(const double* pairs, size_t count, std::vector<iovec>* iov) const {
+  for (size_t i = 0; i < count; i++) {
+    double address = pairs[2 * i], size = pairs[2 * i + 1];
+    if (!(address >= 0 && address < 9e15 && size >= 0 && size < 9e15)) return false;
+    auto gpa = static_cast<uint64_t>(address);
+    auto left = static_cast<uint64_t>(size);
+    while (left > 0) {  // A range may go on in the next region.
+      auto region = std::find_if(regions_.begin(), regions_.end(), [gpa](const Region& r) {
+        return gpa >= r.gpa && gpa - r.gpa < r.pages->length;
+      });
+      if (region == regions_.end()) return false;
+      uint64_t at = gpa - region->gpa;
+      uint64_t part = std::min<uint64_t>(left, region->pages->length - at);
+      iov->push_back({static_cast<uint8_t*>(region->pages->address) + at, part});
+      gpa += part;
+      left -= part;
+    }
+  }
+  return true;
+}
+
+napi_value GuestIo::Transfer(napi_env env, napi_callback_info info) {
+  Arguments arguments(env, info);
+  auto* self = static_cast<GuestIo*>(arguments.self);
+  uint32_t operation, count;
+  int32_t fd, flags;
+  double offset;
+  const double* pairs;
+  if (!arguments.Uint(0, &operation) || operation > kWrite || !arguments.Int(1, &fd) || !arguments.Double(2, &offset) ||
+      !arguments.Uint(4, &count) || !arguments.Pairs(3, count, &pairs) || !arguments.Int(5, &flags))
+    return Throw(env, "transfer(operation, fd, offset, pairs, count, flags, prefix?)");
+  std::vector<iovec>& iov = self->scratch_;
+  iov.clear();
+  if (arguments.count > 6) {
+    uint8_t* bytes;
+    size_t length;
+    if (!arguments.Bytes(6, &bytes, &length)) return Throw(env, "transfer: the prefix must be a view");
+    iov.push_back({bytes, length});
+  }
+  if (!self->Translate(pairs, count, &iov)) return Number(env, -EFAULT);
+  int parts = static_cast<int>(std::min<size_t>(iov.size(), IOV_MAX));
+  ssize_t n;
+  do {
+    n = operation == kWrite ? pwritev2(fd, iov.data(), parts, offset < 0 ? -1 : static_cast<off_t>(offset), flags)
+                            : preadv2(fd, iov.data(), parts, offset < 0 ? -1 : static_cast<off_t>(offset), flags);
+  } while (n < 0 && errno == EINTR);
+  return Number(env, n < 0 ? -errno : n);
+}
+
+napi_value GuestIo::Submit(napi_env env, napi_callback_info info) {
+  Arguments arguments(env, info);
+  auto* self = static_cast<GuestIo*>(arguments.self);
+  Job job;
+  uint32_t operation, count;
+  int32_t fd;
+  double offset, length;
+  const double* pairs;
+  if (!arguments.Double(0, &job.token) || !arguments.Uint(1, &operation) || operation >= kOperations ||
+      !arguments.Int(2, &fd) || !arguments.Double(3, &offset) || offset < 0 || !arguments.Double(4, &length) ||
+      length < 0 || !arguments.Uint(6, &count) || !arguments.Pairs(5, count, &pairs))
+    return Throw(env, "submit(token, operation, fd, offset, length, pairs, count)");
+  job.operation = static_cast<Operation>(operation);
+  job.fd = fd;
+  job.offset = static_cast<off_t>(offset);
+  job.length = static_cast<off_t>(length);
+  if (!self->Translate(pairs, count, &job.iov)) return Number(env, -EFAULT);
+  {
+    std::lock_guard<std::mutex> lock(self->mutex_);
+    if (self->stopping_) return Number(env, -EBADF);
+    self->queue_.push_back(std::move(job));
+    if (self->idle_ < self->queue_.size() && self->threads_.size() < kMaxThreads)
+      self->threads_.emplace_back([self] { self->Work(); });
+  }
+  self->work_.notify_one();
+  return Number(env, 0);
+}
+
+void GuestIo::Work() {
+  // Signals of the process are for its other threads.
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, nullptr);
+  pthread_setname_np(pthread_self(), "tsvisor-io");
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    idle_++;
+    work_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+    idle_--;
+    if (stopping_) return;
+    Job job = std::move(queue_.front());
+    queue_.pop_front();
+    lock.unlock();
+    int64_t result = 0;
+    switch (job.operation) {
+      case kRead:
+      case kWrite:
+        result = MoveAll(job.operation == kWrite, job.fd, job.offset, job.iov);
+        break;
+      case kFlush:
+        result = fdatasync(job.fd) == 0 ? 0 : -errno;
+        break;
+      case kPunchHole:
+        result = Allocate(job.fd, FALLOC_FL_PUNCH_HOLE, job.offset, job.length);
+        break;
+      case kZeroRange:
+      case kOperations:
+        result = ZeroRange(job.fd, job.offset, job.length);
+        break;
+    }
+    lock.lock();
+    Complete(job.token, result);
+  }
+}
+
+void GuestIo::Complete(double token, int64_t result) {
+  completions_.push_back({token, static_cast<double>(result)});
+  if (completions_.size() > 1) return;  // The descriptor is readable already.
+  uint64_t one = 1;
+  while (write(eventfd_, &one, sizeof one) < 0 && errno == EINTR) {
+  }
+}
+
+napi_value GuestIo::Completions(napi_env env, napi_callback_info info) {
+  Arguments arguments(env, info);
+  auto* self = static_cast<GuestIo*>(arguments.self);
+  uint8_t* bytes;
+  size_t length;
+  if (!arguments.Bytes(0, &bytes, &length)) return Throw(env, "completions(into)");
+  std::lock_guard<std::mutex> lock(self->mutex_);
+  std::vector<Completion>& done = self->completions_;
+  size_t count = std::min(done.size(), length / sizeof(Completion));
+  if (count > 0) memcpy(bytes, done.data(), count * sizeof(Completion));
+  done.erase(done.begin(), done.begin() + static_cast<ptrdiff_t>(count));
+  if (done.empty()) {
+    uint64_t value;
+    while (read(self->eventfd_, &value, sizeof value) < 0 && errno == EINTR) {
+    }
+  }
+  return Number(env, static_cast<int64_t>(count));
+}
+
+void GuestIo::Cancel(const Napi::CallbackInfo&) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const Job& job : queue_) Complete(job.token, -ECANCELED);
+  queue_.clear();
+}
+
+}  // namespace tsvisor

@@ -1,0 +1,78 @@
+// Vectored I/O between descriptors and guest memory without a copy: at once, or on threads of its own.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <napi.h>
+#include <sys/uio.h>
+#include <thread>
+#include <vector>
+
+#include "mapping.h"
+
+namespace tsvisor {
+
+// new GuestIo([[gpa, Mapping], ...]): the guest's RAM. It stays mapped while an operation uses it.
+//   .eventfd    readable while there are completions
+//   .transfer(operation, fd, offset, pairs, count, flags, prefix?)
+//               one system call now: preadv2 or pwritev2 at offset, readv or writev where offset is negative; RWF_ flags.
+//               pairs is a Float64Array of (gpa, length); prefix, bytes before them. Bytes moved, or -errno; -EFAULT
+//               where a pair is not RAM.
+//   .submit(token, operation, fd, offset, length, pairs, count)
+//               the whole of an operation on a thread; 0, or -EFAULT. Ends in one completion, in any order.
+//   .completions(into)  moves (token, result) pairs into a Float64Array; how many. A result is bytes moved (fewer at the
+//               end of the file), 0 or -errno.
+//   .cancel()   what no thread has begun completes with -ECANCELED
+//   .close()    drops what is queued, waits for what threads have begun, ends them
+class GuestIo : public Napi::ObjectWrap<GuestIo> {
+ public:
+  static void Init(Napi::Env env, Napi::Object exports);
+  explicit GuestIo(const Napi::CallbackInfo& info);
+  ~GuestIo() override;
+
+ private:
+  enum Operation : uint32_t { kRead, kWrite, kFlush, kPunchHole, kZeroRange, kOperations };
+  struct Region {
+    uint64_t gpa;
+    std::shared_ptr<Pages> pages;
+  };
+  struct Job {
+    double token;
+    Operation operation;
+    int fd;
+    off_t offset;
+    off_t length;
+    std::vector<iovec> iov;
+  };
+  struct Completion {
+    double token;
+    double result;
+  };
+
+  static napi_value Transfer(napi_env env, napi_callback_info info);
+  static napi_value Submit(napi_env env, napi_callback_info info);
+  static napi_value Completions(napi_env env, napi_callback_info info);
+  void Cancel(const Napi::CallbackInfo& info);
+  void Close(const Napi::CallbackInfo& info);
+
+  bool Translate(const double* pairs, size_t count, std::vector<iovec>* iov) const;
+  void Work();
+  void Complete(double token, int64_t result);  // With mutex_ held.
+  void Stop();
+
+  std::vector<Region> regions_;
+  std::vector<iovec> scratch_;
+  int eventfd_ = -1;
+  std::mutex mutex_;
+  std::condition_variable work_;
+  std::deque<Job> queue_;
+  std::vector<Completion> completions_;
+  std::vector<std::thread> threads_;
+  size_t idle_ = 0;
+  bool stopping_ = false;
+};
+
+}  // namespace tsvisor

@@ -1,0 +1,177 @@
+import type { Flow, HostForward } from '../backends/user-network/flow.js';
+import { UsageError } from '../errors.js';
+import { MAX_VIRTIO_DEVICES } from './layout.js';
+
+/** A virtio-blk drive. */
+export interface DriveConfig {
+  /** Path of a raw image, or of a block device. Its size is a multiple of 512 bytes. */
+  readonly file: string;
+  /** The guest may not write; the file is opened for reading only. Default false. */
+  readonly readOnly?: boolean;
+  /**
+   * `writeback` (default): through the host's page cache, a guest's flush makes it durable. `none`: past the page cache
+   * (O_DIRECT). `unsafe`: as writeback, but flushes are ignored: for images that are thrown away.
+   */
+  readonly cache?: 'writeback' | 'none' | 'unsafe';
+  /** Serial number that the guest sees, at most 20 bytes; default the drive's index. */
+  readonly id?: string;
+  /** Path of a file for the guest's writes; `file` is then only read and may be shared. Made if it is missing. */
+  readonly overlay?: string;
+}
+
+/** A virtio-net device: a tap of the host, or the user-mode network. */
+export type NetworkConfig = (
+  | {
+      readonly type: 'tap';
+      /** Name of the tap; made if it is missing and this process may. */
+      readonly name: string;
+    }
+  | {
+      readonly type: 'user';
+      /** Ports of the host that lead to the guest. */
+      readonly hostForwards?: readonly HostForward[];
+      /** Asked for each new TCP connection, UDP flow and DNS question of the guest; false refuses it. */
+      readonly allow?: (flow: Flow) => boolean | Promise<boolean>;
+    }
+) & {
+  /** MAC address, `52:54:00:12:34:56`; default one of its own for each device of the machine. */
+  readonly mac?: string;
+};
+
+/** A byte stream between host and guest: a port of the machine's virtio console. */
+export interface ConsolePortConfig {
+  /** The guest finds it as /dev/virtio-ports/NAME, or for a console as hvc0 and so on in order. */
+  readonly name: string;
+  /** Whether the guest takes it for a terminal (hvc) or for a plain port. Default false. */
+  readonly console?: boolean;
+}
+
+export interface ResolvedDrive {
+  readonly file: string;
+  readonly readOnly: boolean;
+  readonly cache: 'writeback' | 'none' | 'unsafe';
+  readonly id: string;
+  readonly overlay: string | undefined;
+}
+
+export interface ResolvedNetwork {
+  readonly mac: string;
+  /** The tap's name; undefined for the user-mode network, whose host side is on the main thread. */
+  readonly tap: string | undefined;
+}
+
+/** The virtio devices of a machine, every default filled in. */
+export interface DeviceConfig {
+  readonly drives: readonly ResolvedDrive[];
+  readonly networks: readonly ResolvedNetwork[];
+  readonly consolePorts: readonly Required<ConsolePortConfig>[];
+  readonly rng: { readonly bytesPerSecond: number } | undefined;
+  readonly acpi: 'auto' | 'on' | 'off';
+}
+
+/** What of a machine's configuration is about virtio devices. */
+export interface DeviceOptions {
+  /** virtio-blk drives: /dev/vda and on. */
+  readonly drives?: readonly DriveConfig[];
+  /** virtio-net devices: eth0 and on. */
+  readonly networks?: readonly NetworkConfig[];
+  /** Ports of the virtio console; none, and there is no such device. */
+  readonly consolePorts?: readonly ConsolePortConfig[];
+  /** The entropy device, at most so many bytes a second (`true`: 64 KiB); default none. */
+  readonly rng?: boolean | { readonly bytesPerSecond: number };
+  /**
+   * How the guest finds its devices: by ACPI tables alone (`on`), by the MP table and virtio_mmio.device= on the kernel's
+   * command line alone (`off`), or by whichever it knows (`auto`, default).
+   */
+  readonly acpi?: 'auto' | 'on' | 'off';
+}
+
+const DEFAULT_RNG_RATE = 65_536;
+const MAX_DRIVE_ID = 20;
+/** virtio-console numbers its ports with 16 bits; a machine needs few, and each has two queues. */
+const MAX_CONSOLE_PORTS = 16;
+const MAX_PORT_NAME = 64;
+const MAC = /^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i;
+
+/** Checks the devices and fills in the defaults. @throws UsageError that names the field. */
+export function resolveDevices(options: DeviceOptions): DeviceConfig {
+  const { drives = [], networks = [], consolePorts = [], acpi = 'auto' } = options;
+  if (!['auto', 'on', 'off'].includes(acpi)) throw new UsageError(`acpi: ${acpi} is not auto, on or off`);
+  const resolved = {
+    drives: drives.map(resolveDrive),
+    networks: networks.map(resolveNetwork),
+    consolePorts: resolvePorts(consolePorts),
+    rng: resolveRng(options.rng),
+    acpi,
+  };
+  const count = virtioDeviceCount(resolved);
+  if (count > MAX_VIRTIO_DEVICES) {
+    throw new UsageError(`${count} virtio devices: a machine has room for ${MAX_VIRTIO_DEVICES}`);
+  }
+  return resolved;
+}
+
+/** How many virtio devices a machine has: they take the slots of layout.ts in order. */
+export function virtioDeviceCount({ drives, networks, consolePorts, rng }: DeviceConfig): number {
+  return drives.length + networks.length + (consolePorts.length > 0 ? 1 : 0) + (rng ? 1 : 0);
+}
+
+function resolveDrive(drive: DriveConfig, index: number): ResolvedDrive {
+  const { file, readOnly = false, cache = 'writeback', id = String(index), overlay } = drive;
+  const field = `drives[${index}]`;
+  for (const [name, path] of [
+    ['file', file],
+    ['overlay', overlay ?? '-'],
+  ] as const) {
+    if (typeof path !== 'string' || path === '' || path.includes('\0')) {
+      throw new UsageError(`${field}.${name}: must be a path`);
+    }
+  }
+  if (!['writeback', 'none', 'unsafe'].includes(cache)) {
+    throw new UsageError(`${field}.cache: ${cache} is not writeback, none or unsafe`);
+  }
+  if (typeof id !== 'string' || !/^[\x21-\x7e]*$/.test(id) || id.length > MAX_DRIVE_ID) {
+    throw new UsageError(`${field}.id: must be at most ${MAX_DRIVE_ID} ASCII characters`);
+  }
+  if (readOnly && overlay !== undefined) throw new UsageError(`${field}: a read-only drive needs no overlay`);
+  return { file, readOnly, cache, id, overlay };
+}
+
+function resolveNetwork(network: NetworkConfig, index: number): ResolvedNetwork {
+  const field = `networks[${index}]`;
+  // Locally administered, QEMU's prefix: one for each device of a machine.
+  const { type, mac = `52:54:00:12:34:${(0x56 + index).toString(16)}` } = network;
+  if (typeof mac !== 'string' || !MAC.test(mac))
+    throw new UsageError(`${field}.mac: '${mac}' is not like 52:54:00:12:34:56`);
+  if (Number.parseInt(mac.slice(0, 2), 16) & 1) throw new UsageError(`${field}.mac: ${mac} is a group address`);
+  if (type === 'user') return { mac, tap: undefined };
+  if (type !== 'tap') throw new UsageError(`${field}.type: ${type} is not tap or user`);
+  const { name } = network;
+  // The kernel's dev_valid_name: at most 15 bytes, no slash, colon or blank.
+  if (typeof name !== 'string' || !/^[^/:\s\0%]{1,15}$/.test(name) || name === '.' || name === '..') {
+    throw new UsageError(`${field}.name: '${name}' is not the name of a network interface`);
+  }
+  return { mac, tap: name };
+}
+
+function resolvePorts(ports: readonly ConsolePortConfig[]): Required<ConsolePortConfig>[] {
+  if (ports.length > MAX_CONSOLE_PORTS) throw new UsageError(`consolePorts: at most ${MAX_CONSOLE_PORTS}`);
+  const names = new Set<string>();
+  return ports.map(({ name, console = false }, index) => {
+    if (typeof name !== 'string' || !/^[A-Za-z0-9._-]+$/.test(name) || name.length > MAX_PORT_NAME) {
+      throw new UsageError(`consolePorts[${index}].name: must be letters, digits and ._- (at most ${MAX_PORT_NAME})`);
+    }
+    if (names.has(name)) throw new UsageError(`consolePorts[${index}].name: there is a '${name}' already`);
+    names.add(name);
+    return { name, console };
+  });
+}
+
+function resolveRng(rng: DeviceOptions['rng']): { bytesPerSecond: number } | undefined {
+  if (!rng) return undefined;
+  const bytesPerSecond = rng === true ? DEFAULT_RNG_RATE : rng.bytesPerSecond;
+  if (!(bytesPerSecond >= 1 && bytesPerSecond <= 2 ** 31)) {
+    throw new UsageError(`rng.bytesPerSecond: ${bytesPerSecond} is not a number from 1 to 2^31`);
+  }
+  return { bytesPerSecond };
+}

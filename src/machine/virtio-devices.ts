@@ -1,0 +1,47 @@
+import type { GuestIo } from '../backends/guest-io.js';
+import type { Bus } from '../bus/bus.js';
+import type { OneShotTimer } from '../devices/host.js';
+import type { VmFd } from '../kvm/vm.js';
+import type { GuestMemory } from '../memory/guest-memory.js';
+import type { VirtioDevice } from '../virtio/device.js';
+import { Rng } from '../virtio/rng/rng.js';
+import { VirtioMmio } from '../virtio/transport/mmio.js';
+import type { ResolvedConfig } from './config.js';
+import { now } from './end.js';
+import { Timer } from './fd-events.js';
+import type { HostServices } from './host-services.js';
+import { virtioSlot } from './layout.js';
+
+/** What virtio devices are built from. */
+export interface VirtioParts {
+  readonly config: ResolvedConfig;
+  readonly memory: GuestMemory;
+  readonly io: GuestIo;
+  readonly host: HostServices;
+  /** Releases a resource with the machine. */
+  readonly own: <T extends Disposable>(resource: T) => T;
+}
+
+/** Puts every virtio device on the bus, in the order of their slots. */
+export function addVirtioDevices(mmio: Bus, vm: VmFd, parts: VirtioParts): void {
+  const { memory, host } = parts;
+  makeDevices(parts).forEach((device, index) => {
+    const { base, length, gsi } = virtioSlot(index);
+    const transport = new VirtioMmio(device, {
+      memory,
+      interrupt: { set: (level) => vm.setIrqLine(gsi, level) },
+      broken: (what) => host.guestWarning(what),
+    });
+    mmio.add(base, length, transport);
+  });
+}
+
+/** Adding a device is a line here. As many as virtioDeviceCount(). */
+function makeDevices({ config, host, own }: VirtioParts): VirtioDevice[] {
+  const timer = (onExpired: () => void): OneShotTimer => {
+    const timer = new Timer(host.events, onExpired);
+    own({ [Symbol.dispose]: () => timer.close() });
+    return timer;
+  };
+  return [...(config.rng ? [new Rng({ ...config.rng, now, timer })] : [])];
+}

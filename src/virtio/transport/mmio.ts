@@ -1,0 +1,342 @@
+import type { BusDevice } from '../../bus/bus.js';
+import type { InterruptLine } from '../../devices/host.js';
+import type { GuestMemory } from '../../memory/guest-memory.js';
+import { type DeviceState, feature, type VirtioDevice } from '../device.js';
+import * as abi from '../generated/virtio.js';
+import { type QueueState, queueProblem, Virtqueue } from '../queue.js';
+
+/** "virt", little-endian. */
+const MAGIC = 0x74726976;
+/** Version 2: virtio 1.0 and later (section 4.2.2). */
+const VERSION = 2;
+/** Not assigned to anybody; "tsv". */
+const VENDOR = 0x767374;
+/** SHMLen and SHMBase of a region that does not exist (section 4.2.2). */
+const NO_SHARED_MEMORY = 0xffff_ffff;
+
+const { VIRTIO_CONFIG_S_DRIVER_OK: DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK: FEATURES_OK } = abi;
+const { VIRTIO_CONFIG_S_NEEDS_RESET: NEEDS_RESET } = abi;
+/** The bits that a driver sets (section 2.1). */
+const DRIVER_BITS =
+  abi.VIRTIO_CONFIG_S_ACKNOWLEDGE | abi.VIRTIO_CONFIG_S_DRIVER | DRIVER_OK | FEATURES_OK | abi.VIRTIO_CONFIG_S_FAILED;
+
+const TRANSPORT_FEATURES =
+  feature(abi.VIRTIO_F_VERSION_1) | feature(abi.VIRTIO_RING_F_INDIRECT_DESC) | feature(abi.VIRTIO_RING_F_EVENT_IDX);
+
+/** Bytes of guest physical address space that a device takes. */
+export const MMIO_LENGTH = 0x1000;
+
+interface MutableQueue extends QueueState {
+  size: number;
+  descriptors: number;
+  available: number;
+  used: number;
+  ready: boolean;
+}
+
+/** What the transport needs of its machine. */
+export interface TransportHost {
+  readonly memory: GuestMemory;
+  /** Level-triggered. */
+  readonly interrupt: InterruptLine;
+  /** Says once per driver initialization what a driver did wrong: its device stopped. */
+  readonly broken: (what: string) => void;
+}
+
+/**
+ * Virtio over MMIO (virtio 1.2 section 4.2): discovery, feature negotiation, status, queue set-up and notifications for
+ * one device. What a driver does against the rules has no effect, or, where the device could not go on, sets
+ * DEVICE_NEEDS_RESET: the device then does nothing until it is reset.
+ */
+export class VirtioMmio implements BusDevice {
+  readonly name: string;
+  readonly device: VirtioDevice;
+  readonly #host: TransportHost;
+  readonly #offered: bigint;
+  #status = 0;
+  #deviceFeaturesSelector = 0;
+  #driverFeaturesSelector = 0;
+  #driverFeatures = 0n;
+  #queueSelector = 0;
+  #queues: MutableQueue[];
+  /** While the driver is ready. */
+  #active: Virtqueue[] = [];
+  #interruptStatus = 0;
+  #configGeneration = 0;
+
+  constructor(device: VirtioDevice, host: TransportHost) {
+    this.name = `virtio ${device.name}`;
+    this.device = device;
+    this.#host = host;
+    this.#offered = device.features | TRANSPORT_FEATURES;
+    this.#queues = this.#freshQueues();
+  }
+
+  read(offset: number, data: Uint8Array): void {
+    if (offset >= abi.VIRTIO_MMIO_CONFIG) {
+      this.#guarded(() => this.device.readConfig(offset - abi.VIRTIO_MMIO_CONFIG, data));
+      return;
+    }
+    // Section 4.2.2.2: registers are read and written in 32 bits, aligned. Anything else reads as absent.
+    if (data.length !== 4 || offset & 3) return;
+    const value = this.#register(offset);
+    data[0] = value;
+    data[1] = value >>> 8;
+    data[2] = value >>> 16;
+    data[3] = value >>> 24;
+  }
+
+  write(offset: number, data: Uint8Array): void {
+    if (offset >= abi.VIRTIO_MMIO_CONFIG) {
+      this.#guarded(() => this.device.writeConfig?.(offset - abi.VIRTIO_MMIO_CONFIG, data));
+      return;
+    }
+    if (data.length !== 4 || offset & 3) return;
+    const value =
+      ((data[0] as number) | ((data[1] as number) << 8) | ((data[2] as number) << 16)) + (data[3] as number) * 2 ** 24;
+    if (offset === abi.VIRTIO_MMIO_QUEUE_NOTIFY) this.#notify(value);
+    else if (offset === abi.VIRTIO_MMIO_INTERRUPT_ACK) this.#setInterruptStatus(this.#interruptStatus & ~value);
+    else this.#setRegister(offset, value);
+  }
+
+  /** Power-on state, as the machine's reset does. */
+  reset(): void {
+    this.#status = 0;
+    this.#deviceFeaturesSelector = this.#driverFeaturesSelector = this.#queueSelector = 0;
+    this.#driverFeatures = 0n;
+    this.#queues = this.#freshQueues();
+    this.#closeQueues();
+    this.#setInterruptStatus(0);
+    this.#guarded(() => this.device.reset());
+  }
+
+  save(): DeviceState {
+    const queues = this.#queues.map((queue, i) => ({ ...queue, ...this.#active[i]?.state }));
+    return {
+      status: this.#status,
+      deviceFeaturesSelector: this.#deviceFeaturesSelector,
+      driverFeaturesSelector: this.#driverFeaturesSelector,
+      driverFeatures: this.#driverFeatures.toString(16),
+      queueSelector: this.#queueSelector,
+      queues,
+      interruptStatus: this.#interruptStatus,
+      configGeneration: this.#configGeneration,
+      device: this.device.save?.() ?? {},
+    };
+  }
+
+  #register(offset: number): number {
+    const queue = this.#queues[this.#queueSelector];
+    switch (offset) {
+      case abi.VIRTIO_MMIO_MAGIC_VALUE:
+        return MAGIC;
+      case abi.VIRTIO_MMIO_VERSION:
+        return VERSION;
+      case abi.VIRTIO_MMIO_DEVICE_ID:
+        return this.device.type;
+      case abi.VIRTIO_MMIO_VENDOR_ID:
+        return VENDOR;
+      case abi.VIRTIO_MMIO_DEVICE_FEATURES:
+        return this.#deviceFeaturesSelector > 1 ? 0 : word(this.#offered, this.#deviceFeaturesSelector);
+      case abi.VIRTIO_MMIO_QUEUE_NUM_MAX:
+        return this.device.queueSizes[this.#queueSelector] ?? 0;
+      case abi.VIRTIO_MMIO_QUEUE_READY:
+        return queue?.ready ? 1 : 0;
+      case abi.VIRTIO_MMIO_INTERRUPT_STATUS:
+        return this.#interruptStatus;
+      case abi.VIRTIO_MMIO_STATUS:
+        return this.#status;
+      case abi.VIRTIO_MMIO_SHM_LEN_LOW:
+      case abi.VIRTIO_MMIO_SHM_LEN_HIGH:
+      case abi.VIRTIO_MMIO_SHM_BASE_LOW:
+      case abi.VIRTIO_MMIO_SHM_BASE_HIGH:
+        return NO_SHARED_MEMORY;
+      case abi.VIRTIO_MMIO_CONFIG_GENERATION:
+        return this.#configGeneration;
+      default:
+        return 0; // write-only, reserved or of the legacy interface
+    }
+  }
+
+  #setRegister(offset: number, value: number): void {
+    switch (offset) {
+      case abi.VIRTIO_MMIO_DEVICE_FEATURES_SEL:
+        this.#deviceFeaturesSelector = value;
+        return;
+      case abi.VIRTIO_MMIO_DRIVER_FEATURES_SEL:
+        this.#driverFeaturesSelector = value;
+        return;
+      case abi.VIRTIO_MMIO_DRIVER_FEATURES:
+        this.#setDriverFeatures(value);
+        return;
+      case abi.VIRTIO_MMIO_QUEUE_SEL:
+        this.#queueSelector = value;
+        return;
+      case abi.VIRTIO_MMIO_STATUS:
+        this.#setStatus(value);
+        return;
+    }
+    const queue = this.#queues[this.#queueSelector];
+    // Section 4.2.3.2: queues are set up before DRIVER_OK, and not while they are ready.
+    if (!queue || this.#status & DRIVER_OK) return;
+    if (offset === abi.VIRTIO_MMIO_QUEUE_READY) this.#setQueueReady(queue, value);
+    else if (!queue.ready) setQueueRegister(queue, offset, value);
+  }
+
+  #setDriverFeatures(value: number): void {
+    // Section 2.2.1: only before FEATURES_OK.
+    if (this.#status & FEATURES_OK || this.#driverFeaturesSelector > 1) return;
+    const shift = BigInt(32 * this.#driverFeaturesSelector);
+    this.#driverFeatures = (this.#driverFeatures & ~(0xffff_ffffn << shift)) | (BigInt(value) << shift);
+  }
+
+  #setQueueReady(queue: MutableQueue, value: number): void {
+    queue.ready = false;
+    if (!(value & 1)) return;
+    const maximum = this.device.queueSizes[this.#queueSelector] as number;
+    const problem = queueProblem(this.#host.memory, queue, maximum);
+    if (problem) this.#fail(`its driver set up ${problem}`);
+    else queue.ready = true;
+  }
+
+  #setStatus(value: number): void {
+    if (value === 0) {
+      this.reset(); // section 4.2.2.1
+      return;
+    }
+    const now = value & DRIVER_BITS;
+    // Section 2.1.1: bits are only ever added.
+    if (~now & this.#status & DRIVER_BITS) return;
+    let next = this.#status | now;
+    if (next & FEATURES_OK && !(this.#status & FEATURES_OK) && !this.#featuresAcceptable()) next &= ~FEATURES_OK;
+    if (!(next & FEATURES_OK)) next &= ~DRIVER_OK;
+    const starts = next & DRIVER_OK && !(this.#status & DRIVER_OK);
+    this.#status = next;
+    if (starts && !(next & NEEDS_RESET)) this.#start();
+  }
+
+  /** Section 2.2.2 and 6.1: a subset of what was offered, with VERSION_1. */
+  #featuresAcceptable(): boolean {
+    const features = this.#driverFeatures;
+    if (features & ~this.#offered || !(features & feature(abi.VIRTIO_F_VERSION_1))) return false;
+    return this.device.acceptsFeatures?.(features & ~TRANSPORT_FEATURES) ?? true;
+  }
+
+  #start(): void {
+    const features = this.#driverFeatures;
+    const { memory } = this.#host;
+    const options = {
+      eventIndex: (features & feature(abi.VIRTIO_RING_F_EVENT_IDX)) !== 0n,
+      indirect: (features & feature(abi.VIRTIO_RING_F_INDIRECT_DESC)) !== 0n,
+      interrupt: () => this.#setInterruptStatus(this.#interruptStatus | abi.VIRTIO_MMIO_INT_VRING),
+      broken: (what: string) => this.#fail(`its driver made ${what}`),
+    };
+    this.#active = this.#queues.map((queue, i) => {
+      const active = new Virtqueue(memory, queue, { ...options, limit: this.device.queueSizes[i] as number });
+      if (!queue.ready) active.close();
+      return active;
+    });
+    this.#guarded(() => {
+      this.device.activate({
+        memory,
+        queues: this.#active,
+        features: features & ~TRANSPORT_FEATURES,
+        configChanged: () => this.#configChanged(),
+        fail: (what) => this.#fail(what),
+      });
+    });
+    for (let i = 0; i < this.#active.length; i++) this.#notify(i);
+  }
+
+  #notify(index: number): void {
+    if (!this.#active[index]?.alive) return;
+    try {
+      this.device.handleQueue(index);
+    } catch (error) {
+      this.#failUnexpectedly(error);
+    }
+  }
+
+  #configChanged(): void {
+    this.#configGeneration = (this.#configGeneration + 1) >>> 0;
+    if (this.#status & DRIVER_OK) this.#setInterruptStatus(this.#interruptStatus | abi.VIRTIO_MMIO_INT_CONFIG);
+  }
+
+  /** Section 2.1.2: the driver is told by the status and a configuration change notification. */
+  #fail(what: string): void {
+    this.#closeQueues();
+    if (this.#status & NEEDS_RESET) return;
+    this.#status |= NEEDS_RESET;
+    this.#host.broken(`${this.name}: ${what}; the device waits for a reset`);
+    this.#configChanged();
+  }
+
+  #closeQueues(): void {
+    for (const queue of this.#active) queue.close();
+    this.#active = [];
+  }
+
+  #setInterruptStatus(status: number): void {
+    if (status === this.#interruptStatus) return;
+    const wasHigh = this.#interruptStatus !== 0;
+    this.#interruptStatus = status;
+    if (wasHigh !== (status !== 0)) this.#host.interrupt.set(status !== 0);
+  }
+
+  /** A defect of a device must not end the machine: it stops that device. */
+  #guarded(action: () => void): void {
+    try {
+      action();
+    } catch (error) {
+      this.#failUnexpectedly(error);
+    }
+  }
+
+  #failUnexpectedly(error: unknown): void {
+    this.#fail(`internal error: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
+  }
+
+  #freshQueues(): MutableQueue[] {
+    const fresh = { size: 0, descriptors: 0, available: 0, used: 0, nextAvailable: 0, nextUsed: 0, ready: false };
+    return this.device.queueSizes.map(() => ({ ...fresh }));
+  }
+}
+
+function setQueueRegister(queue: MutableQueue, offset: number, value: number): void {
+  switch (offset) {
+    case abi.VIRTIO_MMIO_QUEUE_NUM:
+      queue.size = value;
+      break;
+    case abi.VIRTIO_MMIO_QUEUE_DESC_LOW:
+      queue.descriptors = withLow(queue.descriptors, value);
+      break;
+    case abi.VIRTIO_MMIO_QUEUE_DESC_HIGH:
+      queue.descriptors = withHigh(queue.descriptors, value);
+      break;
+    case abi.VIRTIO_MMIO_QUEUE_AVAIL_LOW:
+      queue.available = withLow(queue.available, value);
+      break;
+    case abi.VIRTIO_MMIO_QUEUE_AVAIL_HIGH:
+      queue.available = withHigh(queue.available, value);
+      break;
+    case abi.VIRTIO_MMIO_QUEUE_USED_LOW:
+      queue.used = withLow(queue.used, value);
+      break;
+    case abi.VIRTIO_MMIO_QUEUE_USED_HIGH:
+      queue.used = withHigh(queue.used, value);
+      break;
+  }
+}
+
+/** An address with another low or high half. Above 2^53 it is not exact, nor is there RAM. */
+function withLow(address: number, low: number): number {
+  return Math.floor(address / 2 ** 32) * 2 ** 32 + low;
+}
+
+function withHigh(address: number, high: number): number {
+  return high * 2 ** 32 + (address % 2 ** 32);
+}
+
+function word(features: bigint, index: number): number {
+  return Number((features >> BigInt(32 * index)) & 0xffff_ffffn);
+}
