@@ -7,6 +7,8 @@ exec </dev/null
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$here/common.sh"
+# shellcheck source-path=SCRIPTDIR source=userland.sh
+. "$here/userland.sh"
 
 usage() {
   cat <<EOF
@@ -41,16 +43,12 @@ while (($#)); do
 done
 cache=${cache:-$(default_cache)}/initramfs
 
-if [[ ! -r $busybox ]]; then
-  [[ $busybox == /bin/busybox ]] &&
-    die "no busybox at $busybox. Install with: apt-get install busybox-static"
-  die "cannot read $busybox"
-fi
+check_busybox "$busybox"
 need gcc gcc sha256sum coreutils flock util-linux
 
 key=$({
   compiler_version
-  cat "$busybox" "$here"/init/* "$here/common.sh" "$here/build-initramfs.sh"
+  cat "$busybox" "$here"/init/* "$here/common.sh" "$here/userland.sh" "$here/build-initramfs.sh"
 } | short_hash)
 mkdir -p "$cache"
 result=$(cd "$cache" && pwd)/$key
@@ -62,37 +60,15 @@ done_already() {
 
 if done_already; then exit; fi
 
-need node nodejs ld binutils readelf binutils
-headers=$(LC_ALL=C readelf -lW "$busybox" 2>/dev/null) || die "$busybox is not an ELF program"
-[[ $headers != *INTERP* ]] ||
-  die "$busybox is dynamically linked. Install with: apt-get install busybox-static"
+need node nodejs
 
 exec 9>"$result.lock"
 flock 9
 if done_already; then exit; fi
 
-rm -rf "$result".build.* # left by a build that was killed
-work=$(mktemp -d "$result.build.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+make_work "$result"
 
-# One page-aligned segment each for code and data, no C library, no extras:
-# every page of init that the guest touches is a page fault.
-gcc -O2 -Wall -Wextra -ffreestanding -fno-stack-protector -fno-pie \
-  -fno-asynchronous-unwind-tables -static -no-pie -nostdlib -s \
-  -Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,norelro -Wl,-z,noexecstack \
-  -o "$work/init" "$here/init/init.c" || die "cannot compile init.c"
-
-"$busybox" --list | grep -vxE 'busybox|init|linuxrc' >"$work/applets"
-cp "$busybox" "$work/busybox"
-printf 'root:x:0:0:root:/root:/bin/sh\n' >"$work/passwd"
-printf 'root:x:0:\ntty:x:5:\n' >"$work/group"
-# As functions these need no new process, and signal init as the commands do;
-# read keeps the prompt from coming back meanwhile.
-cat >"$work/profile" <<'EOF'
-poweroff() { kill -USR2 1; read -r _; }
-halt() { kill -USR1 1; read -r _; }
-reboot() { kill -TERM 1; read -r _; }
-EOF
+build_userland "$work" "$busybox"
 
 # As little as possible: unpacking an entry costs the guest about 10 ms on an
 # interpreting host. What init can make itself in 2 ms, it does.

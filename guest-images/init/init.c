@@ -49,7 +49,8 @@ static long read_file(const char *path, char *buf, unsigned long size)
 	return n;
 }
 
-/* The archive holds only what cannot be made here, see build-initramfs.sh. */
+/* The archive holds only what cannot be made here, see build-initramfs.sh. A
+ * root file system on a disk has it all: then these calls fail. */
 static void make_directories(void)
 {
 	SYS1(umask, 0);
@@ -146,15 +147,15 @@ static int make_links(void)
 	char *p = applets;
 
 	SYS3(sched_setscheduler, 0, SCHED_IDLE, &none);
+	SYS2(symlink, "/proc/self/fd", "/dev/fd");
+	SYS2(symlink, "fd/0", "/dev/stdin");
+	SYS2(symlink, "fd/1", "/dev/stdout");
+	SYS2(symlink, "fd/2", "/dev/stderr");
 	SYS2(mkdir, "/usr", 0755);
 	SYS2(mkdir, "/var", 0755);
 	SYS2(symlink, "bin", "/sbin");
 	SYS2(symlink, "../bin", "/usr/bin");
 	SYS2(symlink, "../bin", "/usr/sbin");
-	SYS2(symlink, "/proc/self/fd", "/dev/fd");
-	SYS2(symlink, "fd/0", "/dev/stdin");
-	SYS2(symlink, "fd/1", "/dev/stdout");
-	SYS2(symlink, "fd/2", "/dev/stderr");
 	if (read_file("/etc/applets", applets, sizeof applets) < 0 ||
 	    SYS1(chdir, "/bin") < 0)
 		return 1;

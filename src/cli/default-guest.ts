@@ -38,6 +38,11 @@ export function initramfsPath(): Promise<string> {
   return imagePath('build-initramfs.sh', []);
 }
 
+/** The path of the default root file system, built if it is not cached. @param size like 256M. */
+export function rootfsPath(size: string): Promise<string> {
+  return imagePath('build-rootfs.sh', ['--size', size]);
+}
+
 /** A flavour and the kernels built from it that are in the cache, newest first. */
 export interface KernelListing {
   readonly flavour: string;

@@ -5,6 +5,7 @@ import * as doctor from './doctor.js';
 import { ERROR_EXIT } from './exit-codes.js';
 import * as initramfs from './initramfs.js';
 import * as kernel from './kernel.js';
+import * as rootfs from './rootfs.js';
 import * as run from './run.js';
 
 /** The command line: parses, runs one command, and turns every failure into one line and an exit code. */
@@ -19,6 +20,7 @@ export async function main(argv: readonly string[]): Promise<void> {
     .command(doctor.command, doctor.describe, doctor.builder, doctor.handler)
     .command(kernel.command, kernel.describe, kernel.builder, kernel.handler)
     .command(initramfs.command, initramfs.describe, initramfs.builder, initramfs.handler)
+    .command(rootfs.command, rootfs.describe, rootfs.builder, rootfs.handler)
     .demandCommand(1, 'a command is needed')
     .recommendCommands()
     .strict()

@@ -66,7 +66,7 @@ export async function handler(args: RunArguments): Promise<void> {
     const options = await createLog(args.logLevel);
     const config: MachineConfig = {
       kernel: args.kernel ?? (await kernelPath()),
-      ...(await initrdOf(args.kernel, args.initrd)),
+      ...(await initrdOf(args)),
       append: args.append ?? '',
       memory,
       cpus: args.cpus,
@@ -103,10 +103,11 @@ function parseTimeout(seconds: number | undefined): number | undefined {
   throw new UsageError(`--timeout: ${seconds} is not a number of seconds above 0`);
 }
 
-/** The user's initrd; the default one only for the default kernel. */
-async function initrdOf(kernel: string | undefined, initrd: string | undefined): Promise<{ initrd?: string }> {
+/** The user's initrd; the default one only for the default kernel, unless that is told of a root file system. */
+async function initrdOf({ kernel, initrd, append }: RunArguments): Promise<{ initrd?: string }> {
   if (initrd !== undefined) return { initrd };
-  return kernel === undefined ? { initrd: await initramfsPath() } : {};
+  const hasRoot = /(^|\s)root=/.test(append ?? '');
+  return kernel === undefined && !hasRoot ? { initrd: await initramfsPath() } : {};
 }
 
 function terminalOf(serial: Serial): Pick<MachineConfig, 'terminal'> {
