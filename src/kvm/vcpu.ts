@@ -13,7 +13,7 @@ export class VcpuFd implements Disposable {
   /** kvm_run and the page of port data after it. */
   readonly run: Mapping;
   readonly runView: DataView;
-  /** The registers KVM leaves in kvm_run at an exit when syncRegisters() asked for it (KVM_CAP_SYNC_REGS). */
+  /** Registers as of the last exit: after loadRegisters(), or at every exit once syncRegisters() was called. */
   readonly syncedRegs: Regs;
   readonly syncedSregs: Sregs;
 
@@ -45,11 +45,23 @@ export class VcpuFd implements Disposable {
     this.#ioctl('KVM_SET_SREGS', abi.KVM_SET_SREGS, 'setting special registers', sregs.view);
   }
 
-  /** From now on every exit leaves regs and sregs in syncedRegs and syncedSregs. */
+  /**
+   * From the next exit on KVM leaves regs and sregs in syncedRegs and syncedSregs by itself (KVM_CAP_SYNC_REGS): cheaper
+   * than loadRegisters() where most exits need them, a few percent of every exit where they do not.
+   */
   syncRegisters(): void {
     const wanted = abi.KVM_SYNC_X86_REGS | abi.KVM_SYNC_X86_SREGS;
     this.runView.setBigUint64(abi.kvm_run.kvm_valid_regs, BigInt(wanted), true);
+    this.#syncing = true;
   }
+
+  /** Brings syncedRegs and syncedSregs up to date at an exit, unless KVM does. Not after markSynced(). */
+  loadRegisters(): void {
+    if (this.#syncing) return;
+    this.getRegs(this.syncedRegs);
+    this.getSregs(this.syncedSregs);
+  }
+  #syncing = false;
 
   /**
    * The next KVM_RUN takes these from syncedRegs (and syncedSregs) first. The bitmap of an interrupt being delivered is

@@ -81,9 +81,7 @@ export class Executor implements Disposable {
   /** Puts the vCPU where an exit of KVM_RUN at the instruction would leave it. */
   place(test: Case, cpl: 0 | 3): void {
     this.#prepare(test, cpl);
-    const { vcpu } = this.guest;
-    vcpu.getRegs(vcpu.syncedRegs);
-    vcpu.getSregs(vcpu.syncedSregs);
+    this.guest.vcpu.loadRegisters();
   }
 
   #complete(): Result {
@@ -99,6 +97,7 @@ export class Executor implements Disposable {
     if (outcome.kind !== 'exit' || outcome.reason !== abi.KVM_EXIT_INTERNAL_ERROR) {
       return this.#result(outcome, undefined);
     }
+    this.guest.vcpu.loadRegisters();
     const kind = this.assist.complete();
     return this.#result(kind === undefined ? outcome : this.guest.run(), kind);
   }

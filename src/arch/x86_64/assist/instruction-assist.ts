@@ -35,9 +35,8 @@ export class InstructionAssist {
   readonly #cpu: GuestCpu;
   readonly #instruction = new Instruction();
 
-  /** Turns register synchronisation on: the vCPU's registers are in kvm_run at each exit from then on. */
+  /** The vCPU's registers must have been loaded (VcpuFd.loadRegisters) when its methods are called. */
   constructor(vcpu: VcpuFd, memory: GuestMemory) {
-    vcpu.syncRegisters();
     this.#cpu = new GuestCpu(vcpu, memory);
   }
 

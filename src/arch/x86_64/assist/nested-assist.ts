@@ -36,6 +36,7 @@ export class NestedAssist {
 
   /** KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_DEBUG or KVM_EXIT_X86_WRMSR. */
   handleExit(reason: number, host: AssistHost): void {
+    this.#vcpu.loadRegisters();
     if (reason === abi.KVM_EXIT_X86_WRMSR) {
       this.#syscalls.handleMsrWrite();
       host.statistics.assist('wrmsr');

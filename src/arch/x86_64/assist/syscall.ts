@@ -25,7 +25,7 @@ export type DebugOutcome = 'syscall' | 'page-fault' | 'stepped' | 'guest-debug';
  * guest's #PF handler catches that fault, and what SYSCALL should have done is done there (SDM 2B "SYSCALL"). Every other
  * page fault is let through by executing the one instruction under the breakpoint. The guest's own hardware breakpoints do not fire meanwhile.
  *
- * Works on the registers that KVM leaves in kvm_run (KVM_CAP_SYNC_REGS).
+ * Works on the vCPU's loaded registers (VcpuFd.loadRegisters).
  */
 export class SyscallAssist {
   readonly #vcpu: VcpuFd;
@@ -59,7 +59,7 @@ export class SyscallAssist {
     this.#star = vcpu.getMsr(MSR_STAR) ?? 0n;
     this.#lstar = vcpu.getMsr(MSR_LSTAR) ?? 0n;
     this.#fmask = vcpu.getMsr(MSR_FMASK) ?? 0n;
-    vcpu.syncRegisters();
+    if (this.#lstar !== 0n) vcpu.syncRegisters();
   }
 
   /** KVM_EXIT_X86_WRMSR of one of the SYSCALL registers. */
@@ -71,8 +71,10 @@ export class SyscallAssist {
     runView.setUint8(abi.kvm_run.msr_error, taken ? 0 : 1); // 1 raises #GP in the guest
     if (!taken) return;
     if (index === MSR_STAR) this.#star = value;
-    else if (index === MSR_LSTAR) this.#lstar = value;
-    else if (index === MSR_FMASK) this.#fmask = value;
+    else if (index === MSR_LSTAR) {
+      this.#lstar = value;
+      this.#vcpu.syncRegisters(); // from here on follow() looks at them after every exit
+    } else if (index === MSR_FMASK) this.#fmask = value;
     this.follow();
   }
 
