@@ -19,9 +19,10 @@ const PROTOCOL_2_15 = 0x020f;
 
 /**
  * Writes the zero page, struct boot_params, at layout.bootParams (zero-page.rst), and returns its address. What is not
- * mentioned here is 0: no screen (screen_info), no EFI, no EDD, no ACPI tables (acpi_rsdp_addr), and the sentinel (0x1ef)
- * that tells Linux the rest is clean.
+ * mentioned here is 0: no screen (screen_info), no EFI, no EDD, and the sentinel (0x1ef) that tells Linux the rest is
+ * clean.
  * @param setupHeader a bzImage's own, from 0x1f1 of the file; a bare vmlinux has none
+ * @param rsdp of the ACPI tables; 0 if there are none
  */
 export function writeBootParams(
   memory: GuestMemory,
@@ -29,6 +30,7 @@ export function writeBootParams(
   initrd: Range | undefined,
   setupHeader: Uint8Array | undefined,
   loadAddress: number,
+  rsdp: number,
 ): number {
   const bytes = new Uint8Array(boot_params.sizeof);
   const view = new DataView(bytes.buffer);
@@ -55,6 +57,7 @@ export function writeBootParams(
     view.setUint32(boot_params.ext_ramdisk_image, Math.floor(initrd.start / 2 ** 32), true); // 0xc0
     view.setUint32(boot_params.ext_ramdisk_size, Math.floor(size / 2 ** 32), true); // 0xc4
   }
+  view.setBigUint64(boot_params.acpi_rsdp_addr, BigInt(rsdp), true); // 0x70
   const entries = map.slice(0, E820_MAX_ENTRIES_ZEROPAGE);
   view.setUint8(boot_params.e820_entries, entries.length); // 0x1e8
   entries.forEach(({ start, end, type }, i) => {

@@ -22,6 +22,8 @@ export interface BootSource {
   readonly commandLine: string;
   /** How to enter it; `auto`, the default, goes by the image. */
   readonly protocol?: BootProtocol | 'auto' | undefined;
+  /** Guest physical address of the RSDP, if the machine has ACPI tables; who writes them may do so before or after. */
+  readonly rsdp?: number | undefined;
 }
 
 /** A kernel in guest memory, ready to be entered. */
@@ -42,7 +44,7 @@ export interface BootEntry {
 
 /**
  * Loads a kernel, its initrd and its command line, and writes what the boot protocol hands over: boot_params or
- * hvm_start_info. Page tables, GDT, MP table and registers are the caller's. Everything is checked before anything is
+ * hvm_start_info. Page tables, GDT, MP and ACPI tables and registers are the caller's. Everything is checked before anything is
  * written, but for a file that cannot be read to its end.
  *
  * Throws ImageError for a file that cannot be booted, MemoryError if it does not fit, UsageError for the command line.
@@ -51,7 +53,8 @@ export async function loadKernel(memory: GuestMemory, source: BootSource): Promi
   if (!memory.contains(0, layout.lowMemoryEnd + layout.mpTableLimit)) {
     throw new MemoryError(`the machine has ${sizeText(memory.size)} of memory; a kernel needs more than 1 MiB`);
   }
-  const map = memoryMap(memory);
+  const rsdp = source.rsdp ?? 0;
+  const map = memoryMap(memory, rsdp !== 0);
   const kernelFile = new ImageFile('kernel', source.kernel);
   let initrdFile: ImageFile | undefined;
   try {
@@ -76,8 +79,8 @@ export async function loadKernel(memory: GuestMemory, source: BootSource): Promi
     const { protocol, entry, format, compression, unpackedBy } = kernel;
     const paramsGpa =
       protocol === 'pvh'
-        ? writePvhStartInfo(memory, map, initrd)
-        : writeBootParams(memory, map, initrd, kernel.setupHeader, loadAddress);
+        ? writePvhStartInfo(memory, map, initrd, rsdp)
+        : writeBootParams(memory, map, initrd, kernel.setupHeader, loadAddress, rsdp);
     const kernelEnd = Math.max(...kernel.needs.map(({ end }) => end));
     return { protocol, rip: entry, paramsGpa, kernelFormat: format, compression, unpackedBy, kernelEnd, initrd };
   } finally {

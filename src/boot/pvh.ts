@@ -12,9 +12,15 @@ const MEMORY_MAP_ENTRY_SIZE = 24;
 
 /**
  * Writes hvm_start_info with the memory map and the initrd as its only module at layout.pvhStartInfo and returns its
- * address, which a PVH guest finds in EBX. rsdp_paddr is 0: there are no ACPI tables.
+ * address, which a PVH guest finds in EBX.
+ * @param rsdp of the ACPI tables; 0 if there are none
  */
-export function writePvhStartInfo(memory: GuestMemory, map: readonly MapEntry[], initrd: Range | undefined): number {
+export function writePvhStartInfo(
+  memory: GuestMemory,
+  map: readonly MapEntry[],
+  initrd: Range | undefined,
+  rsdp: number,
+): number {
   const modulesAt = START_INFO_SIZE;
   const mapAt = modulesAt + MODULE_SIZE;
   const bytes = new Uint8Array(mapAt + map.length * MEMORY_MAP_ENTRY_SIZE);
@@ -29,6 +35,7 @@ export function writePvhStartInfo(memory: GuestMemory, map: readonly MapEntry[],
     view.setBigUint64(modulesAt, BigInt(initrd.start), true); // paddr
     view.setBigUint64(modulesAt + 8, BigInt(initrd.end - initrd.start), true); // size
   }
+  view.setBigUint64(32, BigInt(rsdp), true); // rsdp_paddr
   view.setBigUint64(40, BigInt(base + mapAt), true); // memmap_paddr
   view.setUint32(48, map.length, true); // memmap_entries
   map.forEach(({ start, end, type }, i) => {

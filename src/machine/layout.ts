@@ -24,6 +24,9 @@ export const layout = {
   lowMemoryEnd: 0x9fc00,
   mpTable: 0x9fc00,
   mpTableLimit: 0x400,
+  /** ACPI tables, RSDP first: where the PC has its ROMs, and a kernel that is not told would search. */
+  acpiTables: 0xe_0000,
+  acpiTablesEnd: 1 * MiB,
   /** Where RAM goes on after the hole of the PC's video memory and ROMs. */
   highMemoryStart: 1 * MiB,
 
@@ -48,7 +51,7 @@ export const ports = {
   /** A byte written here stamps a milestone: 1 `init`, 2 `shell`, others by number. */
   bootTimer: { base: 0xf8, length: 1 },
   serial: { base: 0x3f8, length: 8 },
-  /** ACPI 6.4 section 4.8.3.7 sleep control register: SLP_EN (bit 5) with SLP_TYP 5 powers off. */
+  /** ACPI 6.4 section 4.8.3.7 sleep control register: SLP_EN (bit 5) with SLP_TYP 5 powers off. The status register too. */
   sleepControl: { base: 0x600, length: 1 },
 } as const;
 

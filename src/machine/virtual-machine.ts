@@ -1,3 +1,4 @@
+import { writeAcpiTables } from '../arch/x86_64/acpi/tables.js';
 import { detectKvmFlavour } from '../arch/x86_64/assist/detect.js';
 import type { NestedAssist } from '../arch/x86_64/assist/nested-assist.js';
 import { shapeCpuid } from '../arch/x86_64/cpuid.js';
@@ -73,10 +74,15 @@ export class VirtualMachine implements Disposable {
         kernel: config.kernel,
         ...(config.initrd === undefined ? {} : { initrd: config.initrd }),
         commandLine: commandLine(config, flavour),
+        rsdp: writeAcpiTables(memory, { cpus: config.cpus, serial: config.serial, virtio: [] }),
       });
       writeBootPageTables(memory);
       writeBootGdt(memory);
-      writeMpTable(memory, config.cpus);
+      writeMpTable(
+        memory,
+        config.cpus,
+        [0, gsi.serial, gsi.cmos].map((pin) => ({ pin, level: false })),
+      );
       setEntryState(vcpu, entry);
       host.statistics.phase('kernelLoaded');
 

@@ -1,6 +1,7 @@
 import { UsageError } from '../../errors.js';
 import { IOAPIC_PINS, layout } from '../../machine/layout.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
+import { checksum, setAscii } from './table-bytes.js';
 
 // Intel MultiProcessor Specification 1.4, chapter 4.
 const FLOATING_POINTER_SIZE = 16; // table 4-1
@@ -24,42 +25,66 @@ const ALL_LOCAL_APICS = 0xff;
 const LOCAL_APIC_VERSION = 0x14; // what KVM's local APIC reports
 const IOAPIC_VERSION = 0x11; // what KVM's IOAPIC reports
 
-const FIXED_ENTRIES = 1 /* bus */ + 1 /* IOAPIC */ + IOAPIC_PINS + 2; /* LINT0, LINT1 */
+// PO and EL of an interrupt's flags (table 4-10): as the bus has it, or active high and level-triggered.
+const CONFORMS_TO_BUS = 0b0000;
+const LEVEL_ACTIVE_HIGH = 0b1101;
 
-/** As many as the reserved KiB before video memory has room for. */
+const FIXED_ENTRIES = 1 /* bus */ + 1 /* IOAPIC */ + 2; /* LINT0, LINT1 */
+
+/** As many as the reserved KiB before video memory has room for when every IOAPIC pin is in use. */
 export const MAX_CPUS = Math.floor(
-  (layout.mpTableLimit - FLOATING_POINTER_SIZE - HEADER_SIZE - FIXED_ENTRIES * ENTRY_SIZE) / PROCESSOR_SIZE,
+  (layout.mpTableLimit - FLOATING_POINTER_SIZE - HEADER_SIZE - (FIXED_ENTRIES + IOAPIC_PINS) * ENTRY_SIZE) /
+    PROCESSOR_SIZE,
 );
+
+/** An IOAPIC pin that something drives. */
+export interface IoapicPin {
+  /** 0 to 23, each once. */
+  readonly pin: number;
+  /** Level-triggered, active high; otherwise edge-triggered and active high, as ISA is. */
+  readonly level: boolean;
+}
 
 /**
  * Writes the MP floating pointer structure and configuration table at layout.mpTable, the last KiB of base memory, which
  * is one of the places an OS searches (section 4). CPU n has local APIC ID n and the first is the bootstrap processor;
- * one IOAPIC; one ISA bus, whose interrupt n is IOAPIC pin n, edge-triggered and active high as ISA is; the PIC on LINT0
+ * one IOAPIC; one ISA bus, whose interrupt n is IOAPIC pin n, the PIT's too: KVM has it at pin 0, not 2; the PIC on LINT0
  * of the first CPU and NMI on LINT1 of each.
+ * @param pins in use: Linux sets up each pin that is listed, 3 to 10 ms where KVM interprets the guest's kernel
  */
-export function writeMpTable(memory: GuestMemory, cpus: number): void {
+export function writeMpTable(memory: GuestMemory, cpus: number, pins: readonly IoapicPin[]): void {
   if (!(Number.isInteger(cpus) && cpus >= 1 && cpus <= MAX_CPUS)) {
     throw new UsageError(`${cpus} CPUs: a machine has 1 to ${MAX_CPUS}, as many as its MP table has room for`);
   }
-  const tableLength = HEADER_SIZE + cpus * PROCESSOR_SIZE + FIXED_ENTRIES * ENTRY_SIZE;
+  const numbers = new Set(pins.map(({ pin }) => pin));
+  if (
+    numbers.size !== pins.length ||
+    [...numbers].some((pin) => !Number.isInteger(pin) || pin < 0 || pin >= IOAPIC_PINS)
+  ) {
+    throw new RangeError(
+      `IOAPIC pins ${pins.map(({ pin }) => pin)}: each must be one of 0 to ${IOAPIC_PINS - 1}, once`,
+    );
+  }
+  const entries = FIXED_ENTRIES + pins.length;
+  const tableLength = HEADER_SIZE + cpus * PROCESSOR_SIZE + entries * ENTRY_SIZE;
   const bytes = new Uint8Array(FLOATING_POINTER_SIZE + tableLength);
   const tableGpa = layout.mpTable + FLOATING_POINTER_SIZE;
 
   const pointer = new DataView(bytes.buffer, 0, FLOATING_POINTER_SIZE);
-  ascii(pointer, 0, '_MP_');
+  setAscii(pointer, 0, '_MP_');
   pointer.setUint32(4, tableGpa, true); // PHYSICAL ADDRESS POINTER
   pointer.setUint8(8, FLOATING_POINTER_SIZE / 16); // LENGTH, in paragraphs
   pointer.setUint8(9, SPEC_REVISION);
   // Feature bytes 1 (no default configuration: read the table) and 2 (no IMCR: virtual wire mode) stay 0.
-  pointer.setUint8(10, checksum(pointer));
+  pointer.setUint8(10, checksum(bytes.subarray(0, FLOATING_POINTER_SIZE)));
 
   const table = new DataView(bytes.buffer, FLOATING_POINTER_SIZE);
-  ascii(table, 0, 'PCMP');
+  setAscii(table, 0, 'PCMP');
   table.setUint16(4, tableLength, true); // BASE TABLE LENGTH
   table.setUint8(6, SPEC_REVISION);
-  ascii(table, 8, 'TSVISOR '); // OEM ID
-  ascii(table, 16, 'TSVISOR     '); // PRODUCT ID
-  table.setUint16(34, cpus + FIXED_ENTRIES, true); // ENTRY COUNT
+  setAscii(table, 8, 'TSVISOR '); // OEM ID
+  setAscii(table, 16, 'TSVISOR     '); // PRODUCT ID
+  table.setUint16(34, cpus + entries, true); // ENTRY COUNT
   table.setUint32(36, layout.localApic, true);
 
   let at = HEADER_SIZE;
@@ -81,22 +106,13 @@ export function writeMpTable(memory: GuestMemory, cpus: number): void {
   entry(BUS, ISA_BUS, ...[...'ISA   '].map((c) => c.charCodeAt(0)));
   table.setUint32(at + 4, layout.ioapic, true); // its MEMORY-MAPPED ADDRESS, after the four bytes that follow
   entry(IOAPIC, ioapicId, IOAPIC_VERSION, 1 /* EN */);
-  // Bytes 2 and 3 are PO and EL: 0 conforms to the bus.
-  for (let pin = 0; pin < IOAPIC_PINS; pin++) entry(IO_INTERRUPT, INTERRUPT_INT, 0, 0, ISA_BUS, pin, ioapicId, pin);
+  for (const { pin, level } of pins) {
+    const flags = level ? LEVEL_ACTIVE_HIGH : CONFORMS_TO_BUS;
+    entry(IO_INTERRUPT, INTERRUPT_INT, flags, 0, ISA_BUS, pin, ioapicId, pin);
+  }
   entry(LOCAL_INTERRUPT, INTERRUPT_EXTINT, 0, 0, ISA_BUS, 0, 0, 0);
   entry(LOCAL_INTERRUPT, INTERRUPT_NMI, 0, 0, ISA_BUS, 0, ALL_LOCAL_APICS, 1);
-  table.setUint8(7, checksum(table));
+  table.setUint8(7, checksum(bytes.subarray(FLOATING_POINTER_SIZE)));
 
   memory.write(layout.mpTable, bytes);
-}
-
-function ascii(view: DataView, offset: number, text: string): void {
-  for (let i = 0; i < text.length; i++) view.setUint8(offset + i, text.charCodeAt(i));
-}
-
-/** What the checksum byte, still 0, must be for all bytes to sum to 0 modulo 256. */
-function checksum(view: DataView): number {
-  let sum = 0;
-  for (let i = 0; i < view.byteLength; i++) sum += view.getUint8(i);
-  return -sum & 0xff;
 }

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest';
 import { MAX_CPUS, writeMpTable } from '#dist/arch/x86_64/mptable.js';
 import { BOOT_CS, BOOT_DS, writeBootGdt, writeBootPageTables } from '#dist/arch/x86_64/page-tables.js';
 import { UsageError } from '#dist/errors.js';
-import { layout } from '#dist/machine/layout.js';
+import { IOAPIC_PINS, layout } from '#dist/machine/layout.js';
 import type { GuestMemory } from '#dist/memory/guest-memory.js';
 import { GiB, MiB, ram } from '../../support/boot-images.js';
 
@@ -98,16 +98,21 @@ describe('MP table', () => {
     return entries;
   }
 
+  const edge = (...pins: number[]) => pins.map((pin) => ({ pin, level: false }));
+  const all = Array.from({ length: IOAPIC_PINS }, (_, pin) => ({ pin, level: pin % 2 === 1 }));
+
   test.each([1, 2, 5, MAX_CPUS])('%i CPUs', (cpus) => {
     const memory = ram(MiB);
-    writeMpTable(memory, cpus);
+    writeMpTable(memory, cpus, all);
     const entries = parse(memory);
     const of = (type: number) => entries.filter((entry) => entry[0] === type);
     expect(entries.map((entry) => entry[0])).toEqual(entries.map((entry) => entry[0]).sort());
     expect(of(0).map((e) => [e[1], e[3]])).toEqual(Array.from({ length: cpus }, (_, id) => [id, id === 0 ? 3 : 1]));
     expect(of(1)).toEqual([[1, 0, ...Buffer.from('ISA   ')]]);
     expect(of(2)).toEqual([[2, cpus, 0x11, 1, 0x00, 0x00, 0xc0, 0xfe]]);
-    expect(of(3)).toEqual(Array.from({ length: 24 }, (_, pin) => [3, 0, 0, 0, 0, pin, cpus, pin]));
+    expect(of(3)).toEqual(
+      Array.from({ length: 24 }, (_, pin) => [3, 0, pin % 2 === 1 ? 0b1101 : 0, 0, 0, pin, cpus, pin]),
+    );
     expect(of(4)).toEqual([
       [4, 3, 0, 0, 0, 0, 0, 0],
       [4, 1, 0, 0, 0, 0, 0xff, 1],
@@ -117,8 +122,23 @@ describe('MP table', () => {
   test('one CPU more than fits, none, and a fraction are refused with the limit', () => {
     expect(MAX_CPUS).toBe(37);
     for (const cpus of [MAX_CPUS + 1, 0, -1, 1.5, Number.NaN]) {
-      expect(() => writeMpTable(ram(MiB), cpus)).toThrow(UsageError);
-      expect(() => writeMpTable(ram(MiB), cpus)).toThrow('1 to 37');
+      expect(() => writeMpTable(ram(MiB), cpus, edge(0))).toThrow(UsageError);
+      expect(() => writeMpTable(ram(MiB), cpus, edge(0))).toThrow('1 to 37');
+    }
+  });
+
+  test('lists the pins in use and no other', () => {
+    for (const pins of [[], edge(0), edge(8, 0, 23), [...edge(0, 4), { pin: 5, level: true }]]) {
+      const memory = ram(MiB);
+      writeMpTable(memory, 1, pins);
+      const interrupts = parse(memory).filter((entry) => entry[0] === 3);
+      expect(interrupts.map((entry) => ({ pin: entry[7], level: entry[2] === 0b1101 }))).toEqual(pins);
+    }
+  });
+
+  test('a pin that the IOAPIC has not, or twice, is refused', () => {
+    for (const pins of [edge(24), edge(-1), edge(0.5), edge(Number.NaN), edge(4, 5, 4)]) {
+      expect(() => writeMpTable(ram(MiB), 1, pins)).toThrow(RangeError);
     }
   });
 });

@@ -204,6 +204,28 @@ describe('what is in memory', () => {
     const { memory: without } = await boot({ notes: [pvhNote(MiB)] });
     expect([without.readU32(info + 12), without.readU64(info + 16)]).toEqual([0, 0n]);
   });
+
+  test('ACPI tables: both protocols name the RSDP and reserve the place', async () => {
+    const rsdp = 0xe1230;
+    const { memory } = await boot(linux, { rsdp });
+    expect(memory.readU64(layout.bootParams + boot_params.acpi_rsdp_addr)).toBe(BigInt(rsdp));
+    expect(memory.readU8(layout.bootParams + boot_params.e820_entries)).toBe(4);
+    const e820 = layout.bootParams + boot_params.e820_table + 2 * 20;
+    expect([0, 8].map((at) => memory.readU64(e820 + at))).toEqual([0xe0000n, 0x20000n]);
+    expect(memory.readU32(e820 + 16)).toBe(2);
+
+    const { memory: pvh } = await boot({ notes: [pvhNote(MiB)] }, { rsdp });
+    const info = layout.pvhStartInfo;
+    expect(pvh.readU64(info + 32)).toBe(BigInt(rsdp));
+    expect(pvh.readU32(info + 48)).toBe(4);
+    const map = Number(pvh.readU64(info + 40)) + 2 * 24;
+    expect([0, 8, 16].map((at) => pvh.readU64(map + at))).toEqual([0xe0000n, 0x20000n, 2n]);
+  });
+
+  test('no kernel is loaded over ACPI tables', async () => {
+    const elf = { segments: [{ paddr: 0xe0000, data: pattern(16) }] };
+    expect(await failure(boot(elf, { rsdp: 0xe0000 }))).toBeInstanceOf(ImageError);
+  });
 });
 
 describe('files that are no kernel', () => {

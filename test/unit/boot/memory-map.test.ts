@@ -20,6 +20,15 @@ describe('memoryMap', () => {
     expect(memoryMap(ram(8 * MiB))).toEqual([...low, { start: MiB, end: 8 * MiB, type: E820_RAM }]);
   });
 
+  test('the place of ACPI tables is reserved, if there are any', () => {
+    expect(memoryMap(ram(8 * MiB), true)).toEqual([
+      ...low,
+      { start: 0xe0000, end: MiB, type: E820_RESERVED },
+      { start: MiB, end: 8 * MiB, type: E820_RAM },
+    ]);
+    expect(memoryMap(ram(8 * MiB), false)).toEqual(memoryMap(ram(8 * MiB)));
+  });
+
   test('exactly up to the MMIO hole', () => {
     expect(memoryMap(ranges([0, 3 * GiB]))).toEqual([...low, { start: MiB, end: 3 * GiB, type: E820_RAM }]);
   });
