@@ -24,7 +24,7 @@ import { now } from './end.js';
 import { Timer } from './fd-events.js';
 import { GuestRam } from './guest-ram.js';
 import type { HostServices } from './host-services.js';
-import { gsi, layout, ports } from './layout.js';
+import { gsi, layout, ports, virtioSlot } from './layout.js';
 import { addVirtioDevices } from './virtio-devices.js';
 
 /** One power-on of a machine: its KVM objects, memory and devices, from a kernel loaded to the guest's end. */
@@ -70,19 +70,21 @@ export class VirtualMachine implements Disposable {
       vcpu.setCpuid(cpuid);
       host.statistics.phase('vmCreated');
 
+      const virtio = Array.from({ length: virtioDeviceCount(config) }, (_, index) => virtioSlot(index));
+      const { cpus, serial, acpi } = config;
       const entry = await loadKernel(memory, {
         kernel: config.kernel,
         ...(config.initrd === undefined ? {} : { initrd: config.initrd }),
         commandLine: commandLine(config, flavour),
-        rsdp: writeAcpiTables(memory, { cpus: config.cpus, serial: config.serial, virtio: [] }),
+        rsdp: acpi === 'off' ? undefined : writeAcpiTables(memory, { cpus, serial, virtio }),
       });
       writeBootPageTables(memory);
       writeBootGdt(memory);
-      writeMpTable(
-        memory,
-        config.cpus,
-        [0, gsi.serial, gsi.cmos].map((pin) => ({ pin, level: false })),
-      );
+      if (acpi !== 'on') {
+        // The PIT, which KVM has at pin 0, and the ISA devices.
+        const pins = [0, gsi.serial, gsi.cmos].map((pin) => ({ pin, level: false }));
+        writeMpTable(memory, cpus, [...pins, ...virtio.map(({ gsi }) => ({ pin: gsi, level: true }))]);
+      }
       setEntryState(vcpu, entry);
       host.statistics.phase('kernelLoaded');
 
