@@ -31,7 +31,7 @@ export interface QueueOptions {
   readonly broken: (what: string) => void;
 }
 
-/** Says why the driver's placement of a queue cannot be; undefined when it can (virtio 1.2 section 2.7, 2.7.10.1). */
+/** Says why the driver's placement of a queue cannot be; undefined when it can (virtio 1.2 sections 2.7, 2.7.1). */
 export function queueProblem(memory: GuestMemory, state: QueueState, maximum: number): string | undefined {
   const { size, descriptors, available, used } = state;
   if (size === 0 || size > maximum || (size & (size - 1)) !== 0) return `a queue of ${size} descriptors`;
@@ -180,8 +180,11 @@ export class Virtqueue {
   #readIndex(): boolean {
     this.#seen = this.#memory.readU16(this.#available + 2);
     const waiting = (this.#seen - this.#nextAvailable) & 0xffff;
-    if (waiting > this.size) {
-      this.#break(`${waiting} chains made available in a queue of ${this.size}`);
+    // Every chain has a descriptor until the driver sees it used. This bounds what a device holds at a time, and what it
+    // takes before it publishes.
+    const exposed = waiting + ((this.#nextAvailable - this.#published) & 0xffff);
+    if (exposed > this.size) {
+      this.#break(`${exposed} chains available at a time in a queue of ${this.size}`);
       return false;
     }
     return waiting > 0;
