@@ -4,6 +4,8 @@ import { Segments } from './segments.js';
 
 /** Bytes of a descriptor: le64 address, le32 length, le16 flags, le16 next (virtio 1.2 section 2.7.5). */
 export const DESCRIPTOR_SIZE = 16;
+/** Most bytes of a chain (section 2.7.5.2): what is written to one is counted in 32 bits. */
+const MAX_LENGTH = 2 ** 32;
 
 /** What a driver did to a ring that makes it useless. */
 export class BrokenRing extends Error {
@@ -75,6 +77,8 @@ export class DescriptorChain {
         if (flags & VRING_DESC_F_WRITE) this.writable.add(gpa, length);
         else if (this.writable.count > 0) throw new BrokenRing('a readable buffer after a writable one');
         else this.readable.add(gpa, length);
+        if (this.readable.length + this.writable.length > MAX_LENGTH)
+          throw new BrokenRing('a chain of more than 4 GiB');
       }
       if (!(flags & VRING_DESC_F_NEXT)) return;
       index = last >>> 16;
