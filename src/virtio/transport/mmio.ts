@@ -177,10 +177,9 @@ export class VirtioMmio implements BusDevice {
         return;
     }
     const queue = this.#queues[this.#queueSelector];
-    // Section 4.2.3.2: queues are set up before DRIVER_OK, and not while they are ready.
-    if (!queue || this.#status & DRIVER_OK) return;
+    if (!queue) return;
     if (offset === abi.VIRTIO_MMIO_QUEUE_READY) this.#setQueueReady(queue, value);
-    else if (!queue.ready) setQueueRegister(queue, offset, value);
+    else if (!queue.ready && !(this.#status & DRIVER_OK)) setQueueRegister(queue, offset, value);
   }
 
   #setDriverFeatures(value: number): void {
@@ -191,8 +190,14 @@ export class VirtioMmio implements BusDevice {
   }
 
   #setQueueReady(queue: MutableQueue, value: number): void {
-    queue.ready = false;
-    if (!(value & 1)) return;
+    if (!(value & 1)) {
+      // Section 4.2.2.1: its rings are the driver's again.
+      queue.ready = false;
+      this.#active[this.#queueSelector]?.close();
+      return;
+    }
+    // Section 4.2.3.2: queues are set up before DRIVER_OK.
+    if (queue.ready || this.#status & DRIVER_OK) return;
     const maximum = this.device.queueSizes[this.#queueSelector] as number;
     const problem = queueProblem(this.#host.memory, queue, maximum);
     if (problem) this.#fail(`its driver set up ${problem}`);

@@ -1,0 +1,30 @@
+import { expect, test } from 'vitest';
+import * as abi from '#dist/virtio/generated/virtio.js';
+import { MockDriver, type MockQueue } from '../../support/virtio/mock-driver.js';
+import { RecordingDevice } from '../../support/virtio/recording-device.js';
+
+test('4.2.2.1: a queue whose QueueReady is zero is not accessed', () => {
+  const device = new RecordingDevice();
+  const driver = MockDriver.ready(device);
+  const [queue, other] = driver.queues as [MockQueue, MockQueue];
+  device.onQueue = () => {};
+  queue.send([10]);
+  const [chain] = device.take(0);
+  driver.write32(abi.VIRTIO_MMIO_QUEUE_SEL, 0);
+  driver.write32(abi.VIRTIO_MMIO_QUEUE_READY, 0);
+  expect(driver.read32(abi.VIRTIO_MMIO_QUEUE_READY)).toBe(0);
+  const calls = device.calls.length;
+  queue.send([10]);
+  expect(device.calls).toHaveLength(calls);
+  expect(device.take(0)).toEqual([]);
+  if (chain) device.context.queues[0]?.push(chain, 1);
+  device.context.queues[0]?.publish();
+  expect(queue.usedIndex).toBe(0);
+  expect(driver.level).toBe(false);
+  // Only a reset makes it ready again (VIRTIO_F_RING_RESET is not offered); the other queue goes on.
+  driver.write32(abi.VIRTIO_MMIO_QUEUE_READY, 1);
+  expect(driver.read32(abi.VIRTIO_MMIO_QUEUE_READY)).toBe(0);
+  device.onQueue = undefined;
+  other.request([10]);
+  expect(driver.status & abi.VIRTIO_CONFIG_S_NEEDS_RESET).toBe(0);
+});
