@@ -26,11 +26,9 @@ const TRANSPORT_FEATURES =
 /** Bytes of guest physical address space that a device takes. */
 export const MMIO_LENGTH = 0x1000;
 
-interface MutableQueue extends QueueState {
-  size: number;
-  descriptors: number;
-  available: number;
-  used: number;
+/** What the driver wrote of a queue: 32-bit registers by offset / 4, of which only those of set-up are read. */
+interface QueueSetup {
+  readonly registers: Uint32Array;
   ready: boolean;
 }
 
@@ -58,7 +56,7 @@ export class VirtioMmio implements BusDevice {
   #driverFeaturesSelector = 0;
   #driverFeatures = 0n;
   #queueSelector = 0;
-  #queues: MutableQueue[];
+  #queues: QueueSetup[];
   /** While the driver is ready. */
   #active: Virtqueue[] = [];
   #interruptStatus = 0;
@@ -111,7 +109,9 @@ export class VirtioMmio implements BusDevice {
   }
 
   save(): DeviceState {
-    const queues = this.#queues.map((queue, i) => ({ ...queue, ...this.#active[i]?.state }));
+    const queues = this.#queues.map((queue, i) => {
+      return { ready: queue.ready, ...(this.#active[i]?.state ?? placement(queue)) };
+    });
     return {
       status: this.#status,
       deviceFeaturesSelector: this.#deviceFeaturesSelector,
@@ -179,7 +179,7 @@ export class VirtioMmio implements BusDevice {
     const queue = this.#queues[this.#queueSelector];
     if (!queue) return;
     if (offset === abi.VIRTIO_MMIO_QUEUE_READY) this.#setQueueReady(queue, value);
-    else if (!queue.ready && !(this.#status & DRIVER_OK)) setQueueRegister(queue, offset, value);
+    else if (!queue.ready && !(this.#status & DRIVER_OK)) queue.registers[offset >> 2] = value;
   }
 
   #setDriverFeatures(value: number): void {
@@ -189,7 +189,7 @@ export class VirtioMmio implements BusDevice {
     this.#driverFeatures = (this.#driverFeatures & ~(0xffff_ffffn << shift)) | (BigInt(value) << shift);
   }
 
-  #setQueueReady(queue: MutableQueue, value: number): void {
+  #setQueueReady(queue: QueueSetup, value: number): void {
     if (!(value & 1)) {
       // Section 4.2.2.1: its rings are the driver's again.
       queue.ready = false;
@@ -199,7 +199,7 @@ export class VirtioMmio implements BusDevice {
     // Section 4.2.3.2: queues are set up before DRIVER_OK.
     if (queue.ready || this.#status & DRIVER_OK) return;
     const maximum = this.device.queueSizes[this.#queueSelector] as number;
-    const problem = queueProblem(this.#host.memory, queue, maximum);
+    const problem = queueProblem(this.#host.memory, placement(queue), maximum);
     if (problem) this.#fail(`its driver set up ${problem}`);
     else queue.ready = true;
   }
@@ -237,7 +237,10 @@ export class VirtioMmio implements BusDevice {
       broken: (what: string) => this.#fail(`its driver made ${what}`),
     };
     this.#active = this.#queues.map((queue, i) => {
-      const active = new Virtqueue(memory, queue, { ...options, limit: this.device.queueSizes[i] as number });
+      const active = new Virtqueue(memory, placement(queue), {
+        ...options,
+        limit: this.device.queueSizes[i] as number,
+      });
       if (!queue.ready) active.close();
       return active;
     });
@@ -301,45 +304,25 @@ export class VirtioMmio implements BusDevice {
     this.#fail(`internal error: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
   }
 
-  #freshQueues(): MutableQueue[] {
-    const fresh = { size: 0, descriptors: 0, available: 0, used: 0, nextAvailable: 0, nextUsed: 0, ready: false };
-    return this.device.queueSizes.map(() => ({ ...fresh }));
+  #freshQueues(): QueueSetup[] {
+    return this.device.queueSizes.map(() => ({
+      registers: new Uint32Array(abi.VIRTIO_MMIO_CONFIG / 4),
+      ready: false,
+    }));
   }
 }
 
-function setQueueRegister(queue: MutableQueue, offset: number, value: number): void {
-  switch (offset) {
-    case abi.VIRTIO_MMIO_QUEUE_NUM:
-      queue.size = value;
-      break;
-    case abi.VIRTIO_MMIO_QUEUE_DESC_LOW:
-      queue.descriptors = withLow(queue.descriptors, value);
-      break;
-    case abi.VIRTIO_MMIO_QUEUE_DESC_HIGH:
-      queue.descriptors = withHigh(queue.descriptors, value);
-      break;
-    case abi.VIRTIO_MMIO_QUEUE_AVAIL_LOW:
-      queue.available = withLow(queue.available, value);
-      break;
-    case abi.VIRTIO_MMIO_QUEUE_AVAIL_HIGH:
-      queue.available = withHigh(queue.available, value);
-      break;
-    case abi.VIRTIO_MMIO_QUEUE_USED_LOW:
-      queue.used = withLow(queue.used, value);
-      break;
-    case abi.VIRTIO_MMIO_QUEUE_USED_HIGH:
-      queue.used = withHigh(queue.used, value);
-      break;
-  }
-}
-
-/** An address with another low or high half. Above 2^53 it is not exact, nor is there RAM. */
-function withLow(address: number, low: number): number {
-  return Math.floor(address / 2 ** 32) * 2 ** 32 + low;
-}
-
-function withHigh(address: number, high: number): number {
-  return high * 2 ** 32 + (address % 2 ** 32);
+/** Addresses from 2^53 on are not exact: there is no RAM. */
+function placement({ registers }: QueueSetup): QueueState {
+  const register = (offset: number) => registers[offset >> 2] as number;
+  return {
+    size: register(abi.VIRTIO_MMIO_QUEUE_NUM),
+    descriptors: register(abi.VIRTIO_MMIO_QUEUE_DESC_HIGH) * 2 ** 32 + register(abi.VIRTIO_MMIO_QUEUE_DESC_LOW),
+    available: register(abi.VIRTIO_MMIO_QUEUE_AVAIL_HIGH) * 2 ** 32 + register(abi.VIRTIO_MMIO_QUEUE_AVAIL_LOW),
+    used: register(abi.VIRTIO_MMIO_QUEUE_USED_HIGH) * 2 ** 32 + register(abi.VIRTIO_MMIO_QUEUE_USED_LOW),
+    nextAvailable: 0,
+    nextUsed: 0,
+  };
 }
 
 function word(features: bigint, index: number): number {

@@ -28,3 +28,23 @@ test('4.2.2.1: a queue whose QueueReady is zero is not accessed', () => {
   other.request([10]);
   expect(driver.status & abi.VIRTIO_CONFIG_S_NEEDS_RESET).toBe(0);
 });
+
+test('4.2.2: halves of an address are kept as they are written, in any order', () => {
+  const driver = new MockDriver(new RecordingDevice());
+  driver.write32(abi.VIRTIO_MMIO_QUEUE_NUM, 8);
+  for (const register of [
+    abi.VIRTIO_MMIO_QUEUE_DESC_LOW,
+    abi.VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+    abi.VIRTIO_MMIO_QUEUE_USED_LOW,
+  ]) {
+    driver.write32(register + 4, 0xffff_ffff);
+    driver.write32(register, 0x1000 + 0x1000 * (register & 0x30));
+    driver.write32(register + 4, 0);
+  }
+  driver.write32(abi.VIRTIO_MMIO_QUEUE_READY, 1);
+  expect(driver.read32(abi.VIRTIO_MMIO_QUEUE_READY)).toBe(1);
+  expect(driver.transport.save().queues).toMatchObject([
+    { size: 8, descriptors: 0x1000, available: 0x1_1000, used: 0x2_1000 },
+    {},
+  ]);
+});
