@@ -217,7 +217,10 @@ export class VirtioMmio implements BusDevice {
     if (!(next & FEATURES_OK)) next &= ~DRIVER_OK;
     const starts = next & DRIVER_OK && !(this.#status & DRIVER_OK);
     this.#status = next;
-    if (starts && !(next & NEEDS_RESET)) this.#start();
+    if (!starts) return;
+    if (next & NEEDS_RESET)
+      this.#configChanged(); // its queues could not be set up: a driver hears only from now on
+    else this.#start();
   }
 
   /** Section 2.2.2 and 6.1: a subset of what was offered, with VERSION_1. */

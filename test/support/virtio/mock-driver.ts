@@ -107,14 +107,19 @@ export class MockDriver {
 
   /** Section 3.1.1, all steps. */
   initialize({ features = ~0n, queueSizes }: DriverOptions = {}): void {
-    this.status = 0;
-    this.status = ACKNOWLEDGED;
     this.features = (features | feature(abi.VIRTIO_F_VERSION_1)) & this.offered;
-    this.writeFeatures(this.features);
-    this.status = ACKNOWLEDGED | abi.VIRTIO_CONFIG_S_FEATURES_OK;
+    this.negotiate(this.features);
     if (!(this.status & abi.VIRTIO_CONFIG_S_FEATURES_OK)) throw new Error('the device refused its own features');
     this.queues = this.device.queueSizes.map((size, index) => this.setUpQueue(index, queueSizes?.[index] ?? size));
     this.status = this.status | abi.VIRTIO_CONFIG_S_DRIVER_OK;
+  }
+
+  /** Steps 1 to 6 of section 3.1.1: before the queues. */
+  negotiate(features = this.offered): void {
+    this.status = 0;
+    this.status = ACKNOWLEDGED;
+    this.writeFeatures(features);
+    this.status = ACKNOWLEDGED | abi.VIRTIO_CONFIG_S_FEATURES_OK;
   }
 
   setUpQueue(index: number, size: number): MockQueue {

@@ -48,3 +48,17 @@ test('4.2.2: halves of an address are kept as they are written, in any order', (
     {},
   ]);
 });
+
+test('2.1.2: a queue that cannot be is told of by DEVICE_NEEDS_RESET, and by an interrupt from DRIVER_OK on', () => {
+  const device = new RecordingDevice();
+  const driver = new MockDriver(device);
+  driver.negotiate();
+  driver.setUpQueue(0, 3);
+  expect(driver.read32(abi.VIRTIO_MMIO_QUEUE_READY)).toBe(0);
+  expect(driver.status & abi.VIRTIO_CONFIG_S_NEEDS_RESET).not.toBe(0);
+  expect(driver.level).toBe(false);
+  driver.status |= abi.VIRTIO_CONFIG_S_DRIVER_OK;
+  expect(driver.level).toBe(true);
+  expect(driver.read32(abi.VIRTIO_MMIO_INTERRUPT_STATUS)).toBe(abi.VIRTIO_MMIO_INT_CONFIG);
+  expect(device.calls).toEqual(['reset']);
+});
