@@ -137,7 +137,7 @@ export class VirtioMmio implements BusDevice {
       case abi.VIRTIO_MMIO_VENDOR_ID:
         return VENDOR;
       case abi.VIRTIO_MMIO_DEVICE_FEATURES:
-        return this.#deviceFeaturesSelector > 1 ? 0 : word(this.#offered, this.#deviceFeaturesSelector);
+        return this.#deviceFeaturesSelector > 3 ? 0 : word(this.#offered, this.#deviceFeaturesSelector);
       case abi.VIRTIO_MMIO_QUEUE_NUM_MAX:
         return this.device.queueSizes[this.#queueSelector] ?? 0;
       case abi.VIRTIO_MMIO_QUEUE_READY:
@@ -183,8 +183,8 @@ export class VirtioMmio implements BusDevice {
   }
 
   #setDriverFeatures(value: number): void {
-    // Section 2.2.1: only before FEATURES_OK.
-    if (this.#status & FEATURES_OK || this.#driverFeaturesSelector > 1) return;
+    // Section 2.2.1: only before FEATURES_OK. Section 2.2: bits of devices go up to 127.
+    if (this.#status & FEATURES_OK || this.#driverFeaturesSelector > 3) return;
     const shift = BigInt(32 * this.#driverFeaturesSelector);
     this.#driverFeatures = (this.#driverFeatures & ~(0xffff_ffffn << shift)) | (BigInt(value) << shift);
   }
@@ -239,21 +239,21 @@ export class VirtioMmio implements BusDevice {
       interrupt: () => this.#setInterruptStatus(this.#interruptStatus | abi.VIRTIO_MMIO_INT_VRING),
       broken: (what: string) => this.#fail(`its driver made ${what}`),
     };
-    this.#active = this.#queues.map((queue, i) => {
-      const active = new Virtqueue(memory, placement(queue), {
-        ...options,
-        limit: this.device.queueSizes[i] as number,
-      });
-      if (!queue.ready) active.close();
-      return active;
+    const queues = this.#queues.map((setup, i) => {
+      const queue = new Virtqueue(memory, placement(setup), { ...options, limit: this.device.queueSizes[i] as number });
+      if (!setup.ready) queue.close();
+      return queue;
     });
+    this.#active = queues;
     this.#guarded(() => {
       this.device.activate({
         memory,
-        queues: this.#active,
+        queues,
         features: features & ~TRANSPORT_FEATURES,
         configChanged: () => this.#configChanged(),
-        fail: (what) => this.#fail(what),
+        fail: (what) => {
+          if (this.#active === queues) this.#fail(what);
+        },
       });
     });
     for (let i = 0; i < this.#active.length; i++) this.#notify(i);

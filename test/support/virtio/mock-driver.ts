@@ -98,10 +98,11 @@ export class MockDriver {
     return (BigInt(this.read32(abi.VIRTIO_MMIO_DEVICE_FEATURES)) << 32n) | BigInt(low);
   }
 
+  /** As many words as there are, but at least the two that every driver writes. */
   writeFeatures(features: bigint): void {
-    for (const half of [0, 1]) {
-      this.write32(abi.VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
-      this.write32(abi.VIRTIO_MMIO_DRIVER_FEATURES, Number((features >> BigInt(32 * half)) & 0xffff_ffffn));
+    for (let word = 0; word < 2 || features >> BigInt(32 * word); word++) {
+      this.write32(abi.VIRTIO_MMIO_DRIVER_FEATURES_SEL, word);
+      this.write32(abi.VIRTIO_MMIO_DRIVER_FEATURES, Number((features >> BigInt(32 * word)) & 0xffff_ffffn));
     }
   }
 

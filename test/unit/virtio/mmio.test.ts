@@ -1,7 +1,10 @@
 import { expect, test } from 'vitest';
+import { feature } from '#dist/virtio/device.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import { MockDriver, type MockQueue } from '../../support/virtio/mock-driver.js';
 import { RecordingDevice } from '../../support/virtio/recording-device.js';
+
+const { VIRTIO_CONFIG_S_FEATURES_OK: FEATURES_OK } = abi;
 
 test('4.2.2.1: a queue whose QueueReady is zero is not accessed', () => {
   const device = new RecordingDevice();
@@ -61,4 +64,31 @@ test('2.1.2: a queue that cannot be is told of by DEVICE_NEEDS_RESET, and by an 
   expect(driver.level).toBe(true);
   expect(driver.read32(abi.VIRTIO_MMIO_INTERRUPT_STATUS)).toBe(abi.VIRTIO_MMIO_INT_CONFIG);
   expect(device.calls).toEqual(['reset']);
+});
+
+test('2.2.2: a feature that was not offered is refused, whatever its number', () => {
+  const driver = new MockDriver(new RecordingDevice({ features: 1n }));
+  for (const bit of [1, 31, 33, 63, 64, 127]) {
+    driver.status = 0;
+    driver.writeFeatures(driver.offered | feature(bit));
+    driver.status = FEATURES_OK;
+    expect(driver.status, `bit ${bit}`).toBe(0);
+    driver.negotiate();
+    expect(driver.status & FEATURES_OK, `after bit ${bit}`).toBe(FEATURES_OK);
+  }
+});
+
+test('2.4: what a device says of an initialization that is over has no effect', () => {
+  const device = new RecordingDevice();
+  const driver = MockDriver.ready(device);
+  const { context } = device;
+  driver.status = 0;
+  context.fail('late');
+  expect(driver.status).toBe(0);
+  driver.initialize();
+  context.fail('later');
+  expect(driver.status & abi.VIRTIO_CONFIG_S_NEEDS_RESET).toBe(0);
+  device.context.fail('now');
+  expect(driver.status & abi.VIRTIO_CONFIG_S_NEEDS_RESET).not.toBe(0);
+  expect(driver.broken).toEqual(['virtio test: now; the device waits for a reset']);
 });
