@@ -1,14 +1,21 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { homedir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 
 const cache = join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'tsvisor', 'debian-kernel');
 
 const run = (command: string, args: string[], cwd?: string) => execFileSync(command, args, { encoding: 'utf8', cwd });
 
-/** The kernel of Debian's linux-image-cloud-amd64, downloaded and unpacked once, not installed: the path of its vmlinuz. */
-export function debianCloudKernel(): string {
+export interface DebianKernel {
+  /** Path of its bzImage. */
+  readonly vmlinuz: string;
+  /** Paths of its modules by file name, such as `virtio-rng.ko`. */
+  readonly modules: ReadonlyMap<string, string>;
+}
+
+/** The kernel of Debian's linux-image-cloud-amd64, downloaded and unpacked once, not installed. */
+export function debianCloudKernel(): DebianKernel {
   const name = /Depends: (linux-image-\S+)/.exec(run('apt-cache', ['depends', 'linux-image-cloud-amd64']))?.[1];
   if (!name) throw new Error('linux-image-cloud-amd64 is not known here; run: apt-get update');
   const folder = join(cache, name);
@@ -24,6 +31,12 @@ export function debianCloudKernel(): string {
       rmSync(work, { recursive: true, force: true });
     }
   }
-  const vmlinuz = readdirSync(join(folder, 'boot')).find((file) => file.startsWith('vmlinuz'));
-  return join(folder, 'boot', vmlinuz as string);
+  const boot = join(folder, 'boot');
+  const vmlinuz = readdirSync(boot).find((file) => file.startsWith('vmlinuz')) as string;
+  const files = readdirSync(join(folder, 'lib', 'modules'), { recursive: true, encoding: 'utf8' });
+  const modules = files.filter((file) => file.endsWith('.ko'));
+  return {
+    vmlinuz: join(boot, vmlinuz),
+    modules: new Map(modules.map((file) => [basename(file), join(folder, 'lib', 'modules', file)])),
+  };
 }

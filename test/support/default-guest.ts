@@ -11,20 +11,26 @@ export function defaultGuest(): { kernel: string; initrd: string } {
 }
 
 /**
- * The default guest with programs of test/guest/programs, compiled, in its /bin: Linux unpacks initramfs archives one
- * after the other. @param folder for what is made here.
+ * The default guest's initramfs and one with more entries after it: Linux unpacks archives one after the other.
+ * @param manifest lines for guest-images/init/cpio.mjs
+ * @param folder for what is made here
+ * @returns its path
  */
+export function initramfsWith(folder: string, manifest: readonly string[]): string {
+  const list = join(folder, 'manifest');
+  writeFileSync(list, `${manifest.join('\n')}\n`);
+  const extra = execFileSync(process.execPath, ['guest-images/init/cpio.mjs', list], { maxBuffer: 2 ** 28 });
+  const combined = join(folder, 'initramfs.cpio');
+  writeFileSync(combined, Buffer.concat([readFileSync(defaultGuest().initrd), extra]));
+  return combined;
+}
+
+/** The default guest with programs of test/guest/programs, compiled, in its /bin. @param folder for what is made here. */
 export function guestWithPrograms(folder: string, programs: readonly string[]): { kernel: string; initrd: string } {
   const manifest = programs.map((name) => {
     const binary = join(folder, name);
     execFileSync('gcc', ['-O2', '-mavx2', '-static', '-s', '-o', binary, `test/guest/programs/${name}.c`]);
-    return `file bin/${name} 755 ${binary}\n`;
+    return `file bin/${name} 755 ${binary}`;
   });
-  const list = join(folder, 'manifest');
-  writeFileSync(list, manifest.join(''));
-  const extra = execFileSync(process.execPath, ['guest-images/init/cpio.mjs', list], { maxBuffer: 2 ** 28 });
-  const { kernel, initrd } = defaultGuest();
-  const combined = join(folder, 'initramfs.cpio');
-  writeFileSync(combined, Buffer.concat([readFileSync(initrd), extra]));
-  return { kernel, initrd: combined };
+  return { kernel: defaultGuest().kernel, initrd: initramfsWith(folder, manifest) };
 }
