@@ -11,9 +11,13 @@
 #include <linux/fs.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
+#include <linux/sockios.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 
 #include "print.h"
 
@@ -77,8 +81,9 @@ int main(void) {
   COMMENT("Taps (Documentation/networking/tuntap.rst).");
   N(TUNSETIFF); N(TUNGETFEATURES); N(TUNSETOFFLOAD); N(TUNSETVNETHDRSZ); N(TUNSETPERSIST); N(IFF_TAP); N(IFF_NO_PI);
   N(IFF_VNET_HDR); N(IFF_TUN_EXCL); N(TUN_F_CSUM); N(TUN_F_TSO4); N(TUN_F_TSO6); N(TUN_F_TSO_ECN);
-  N(IFNAMSIZ);
-  BEGIN(ifreq) FAS(ifr_ifrn.ifrn_name, "name") FAS(ifr_ifru.ifru_flags, "flags") END()
+  N(IFNAMSIZ); N(SIOCGIFFLAGS); N(SIOCSIFFLAGS); N(SIOCGIFMTU); N(IFF_UP);
+  N(AF_INET); N(SOCK_DGRAM); N(SOCK_CLOEXEC); N(O_CLOEXEC); N(EBADFD);
+  BEGIN(ifreq) FAS(ifr_ifrn.ifrn_name, "name") FAS(ifr_ifru.ifru_flags, "flags") FAS(ifr_ifru.ifru_mtu, "mtu") END()
 
   COMMENT("Block devices and reads and writes at an offset.");
   N(BLKGETSIZE64); N(BLKSSZGET); N(BLKPBSZGET); N(RWF_NOWAIT);

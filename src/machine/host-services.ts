@@ -1,5 +1,7 @@
 import { ByteStream } from '../backends/byte-stream.js';
+import { Tap } from '../backends/tap/tap.js';
 import { addon, type RunHost } from '../kvm/addon.js';
+import type { NetBackend } from '../virtio/net/backend.js';
 import { type MachineEnd, now } from './end.js';
 import { FdEvents } from './fd-events.js';
 import type { MachineMessage, MachineThreadData } from './messages.js';
@@ -14,6 +16,8 @@ export class HostServices implements Disposable {
   readonly events = new FdEvents(this.runHost);
   readonly statistics = new Statistics();
   readonly serial: ByteStream | undefined;
+  /** In the order of the configuration. */
+  readonly networks: (NetBackend & Disposable)[] = [];
   readonly #post: (message: MachineMessage) => void;
   #end: MachineEnd | undefined;
 
@@ -23,10 +27,19 @@ export class HostServices implements Disposable {
   #warningsLeft = GUEST_WARNINGS_PER_MINUTE;
   #warningsSince = 0;
 
+  /** @throws NetworkError */
   constructor(data: MachineThreadData, post: (message: MachineMessage) => void) {
     this.#logs = data.logs;
     this.serial = data.config.serial ? new ByteStream(data.serial, this.events) : undefined;
     this.#post = post;
+    try {
+      for (const { tap } of data.config.networks) {
+        if (tap !== undefined) this.networks.push(new Tap(tap, this.events));
+      }
+    } catch (error) {
+      this[Symbol.dispose]();
+      throw error;
+    }
   }
 
   /** Whether the machine is to run; held vCPUs wait all the same. */
@@ -81,6 +94,7 @@ export class HostServices implements Disposable {
 
   [Symbol.dispose](): void {
     this.serial?.close();
+    for (const network of this.networks) network[Symbol.dispose]();
     this.runHost.close();
   }
 }

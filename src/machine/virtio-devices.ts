@@ -4,6 +4,8 @@ import type { OneShotTimer } from '../devices/host.js';
 import type { VmFd } from '../kvm/vm.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import type { VirtioDevice } from '../virtio/device.js';
+import type { NetBackend } from '../virtio/net/backend.js';
+import { Net } from '../virtio/net/net.js';
 import { Rng } from '../virtio/rng/rng.js';
 import { VirtioMmio } from '../virtio/transport/mmio.js';
 import type { ResolvedConfig } from './config.js';
@@ -37,11 +39,15 @@ export function addVirtioDevices(mmio: Bus, vm: VmFd, parts: VirtioParts): void 
 }
 
 /** Adding a device is a line here. As many as virtioDeviceCount(). */
-function makeDevices({ config, host, own }: VirtioParts): VirtioDevice[] {
+function makeDevices({ config, io, host, own }: VirtioParts): VirtioDevice[] {
   const timer = (onExpired: () => void): OneShotTimer => {
     const timer = new Timer(host.events, onExpired);
     own({ [Symbol.dispose]: () => timer.close() });
     return timer;
   };
-  return [...(config.rng ? [new Rng({ ...config.rng, now, timer })] : [])];
+  const networks = config.networks.map(({ mac }, index) => {
+    const backend = host.networks[index] as NetBackend;
+    return new Net({ name: `net${index}`, mac: Buffer.from(mac.replaceAll(':', ''), 'hex'), backend, io, timer });
+  });
+  return [...networks, ...(config.rng ? [new Rng({ ...config.rng, now, timer })] : [])];
 }

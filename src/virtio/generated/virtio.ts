@@ -200,11 +200,21 @@ export const TUN_F_TSO4 = 2;
 export const TUN_F_TSO6 = 4;
 export const TUN_F_TSO_ECN = 8;
 export const IFNAMSIZ = 16;
+export const SIOCGIFFLAGS = 35091;
+export const SIOCSIFFLAGS = 35092;
+export const SIOCGIFMTU = 35105;
+export const IFF_UP = 1;
+export const AF_INET = 2;
+export const SOCK_DGRAM = 2;
+export const SOCK_CLOEXEC = 524288;
+export const O_CLOEXEC = 524288;
+export const EBADFD = 77;
 
 export const ifreq = {
   sizeof: 40,
   name: 0,
   flags: 16,
+  mtu: 16,
 } as const;
 
 // Block devices and reads and writes at an offset.
