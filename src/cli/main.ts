@@ -8,13 +8,23 @@ import * as kernel from './kernel.js';
 import * as rootfs from './rootfs.js';
 import * as run from './run.js';
 
+/** Options that may be given several times; of any other the last one counts. */
+const REPEATABLE = ['_', '--', 'net'];
+
+function lastOfEach(args: Record<string, unknown>): void {
+  for (const [name, value] of Object.entries(args)) {
+    if (Array.isArray(value) && !REPEATABLE.includes(name)) args[name] = value.at(-1);
+  }
+}
+
 /** The command line: parses, runs one command, and turns every failure into one line and an exit code. */
 export async function main(argv: readonly string[]): Promise<void> {
   process.stdout.on('error', () => {}); // a closed stdout is the running command's to notice, not a crash
   process.stderr.on('error', () => {});
   const parser = yargs(hideBin([...argv]))
     .scriptName('tsvisor')
-    .parserConfiguration({ 'boolean-negation': false, 'duplicate-arguments-array': false })
+    .parserConfiguration({ 'boolean-negation': false })
+    .middleware(lastOfEach, true)
     .usage('$0 <command>\n\nVirtual machines on KVM, with their devices in TypeScript.')
     .command(run.command, run.describe, run.builder, run.handler)
     .command(doctor.command, doctor.describe, doctor.builder, doctor.handler)

@@ -10,6 +10,7 @@ import { Machine } from '../machine/machine.js';
 import { initramfsPath, kernelPath } from './default-guest.js';
 import { CLOSED_STDOUT_EXIT, END_EXIT, ERROR_EXIT, ESCAPE_EXIT, SIGNAL_EXIT, TIMEOUT_EXIT } from './exit-codes.js';
 import { createLog, LOG_LEVELS } from './log.js';
+import { parseNetworks } from './net-option.js';
 import { OutputFile } from './output-file.js';
 import { parseSize } from './size.js';
 import { EscapeFilter, rawTerminal } from './terminal.js';
@@ -29,6 +30,15 @@ export function builder(yargs: Argv) {
     .option('memory', { alias: 'm', type: 'string', default: '64M', describe: 'guest RAM; a bare number is MiB' })
     .option('cpus', { type: 'number', default: 1, describe: 'number of vCPUs (1)' })
     .option('serial', { type: 'string', default: 'stdio', describe: 'ttyS0: stdio, none or file:PATH' })
+    .option('net', {
+      type: 'string',
+      array: true,
+      nargs: 1,
+      requiresArg: true,
+      default: [] as string[],
+      defaultDescription: 'none',
+      describe: 'tap=NAME, user[,hostfwd=tcp:127.0.0.1:8080-:80] or none, each with [,mac=..]; repeatable',
+    })
     .option('rng', { type: 'boolean', default: false, describe: 'an entropy device, /dev/hwrng in the guest' })
     .option('acpi', {
       choices: ['auto', 'on', 'off'] as const,
@@ -73,6 +83,7 @@ export async function handler(args: RunArguments): Promise<void> {
       onReset: args.noReboot ? 'end' : 'restart',
       serial: serial.kind !== 'none',
       ...terminalOf(serial),
+      networks: parseNetworks(args.net),
       rng: args.rng,
       acpi: args.acpi,
     };
