@@ -7,6 +7,7 @@
 #include <cstring>
 #include <fcntl.h>
 #include <sys/eventfd.h>
+#include <system_error>
 #include <unistd.h>
 
 #include "syscalls.h"
@@ -37,6 +38,13 @@ class Arguments {
   }
   bool Double(size_t i, double* value) const {
     return i < count && napi_get_value_double(env_, values_[i], value) == napi_ok;
+  }
+  // An offset or a length in bytes, as far as a double is exact.
+  bool Offset(size_t i, off_t* value) const {
+    double number;
+    if (!Double(i, &number) || !(number >= 0 && number < 9e15)) return false;
+    *value = static_cast<off_t>(number);
+    return true;
   }
   bool Int(size_t i, int32_t* value) const {
     return i < count && napi_get_value_int32(env_, values_[i], value) == napi_ok;
@@ -187,7 +195,8 @@ napi_value GuestIo::Transfer(napi_env env, napi_callback_info info) {
   double offset;
   const double* pairs;
   if (!arguments.Uint(0, &operation) || operation > kWrite || !arguments.Int(1, &fd) || !arguments.Double(2, &offset) ||
-      !arguments.Uint(4, &count) || !arguments.Pairs(3, count, &pairs) || !arguments.Int(5, &flags))
+      !(offset < 9e15) || !arguments.Uint(4, &count) || !arguments.Pairs(3, count, &pairs) ||
+      !arguments.Int(5, &flags))
     return Throw(env, "transfer(operation, fd, offset, pairs, count, flags, prefix?)");
   std::vector<iovec>& iov = self->scratch_;
   iov.clear();
@@ -212,27 +221,31 @@ napi_value GuestIo::Submit(napi_env env, napi_callback_info info) {
   auto* self = static_cast<GuestIo*>(arguments.self);
   Job job;
   uint32_t operation, count;
-  int32_t fd;
-  double offset, length;
   const double* pairs;
   if (!arguments.Double(0, &job.token) || !arguments.Uint(1, &operation) || operation >= kOperations ||
-      !arguments.Int(2, &fd) || !arguments.Double(3, &offset) || offset < 0 || !arguments.Double(4, &length) ||
-      length < 0 || !arguments.Uint(6, &count) || !arguments.Pairs(5, count, &pairs))
+      !arguments.Int(2, &job.fd) || !arguments.Offset(3, &job.offset) || !arguments.Offset(4, &job.length) ||
+      !arguments.Uint(6, &count) || !arguments.Pairs(5, count, &pairs))
     return Throw(env, "submit(token, operation, fd, offset, length, pairs, count)");
   job.operation = static_cast<Operation>(operation);
-  job.fd = fd;
-  job.offset = static_cast<off_t>(offset);
-  job.length = static_cast<off_t>(length);
   if (!self->Translate(pairs, count, &job.iov)) return Number(env, -EFAULT);
   {
     std::lock_guard<std::mutex> lock(self->mutex_);
     if (self->stopping_) return Number(env, -EBADF);
     self->queue_.push_back(std::move(job));
-    if (self->idle_ < self->queue_.size() && self->threads_.size() < kMaxThreads)
-      self->threads_.emplace_back([self] { self->Work(); });
+    if (self->idle_ < self->queue_.size() && self->threads_.size() < kMaxThreads) self->AddThread();
   }
   self->work_.notify_one();
   return Number(env, 0);
+}
+
+void GuestIo::AddThread() {
+  try {
+    threads_.emplace_back([this] { Work(); });
+  } catch (const std::system_error& error) {  // The host has no more threads: fewer do, none does not.
+    if (!threads_.empty()) return;
+    Complete(queue_.back().token, -error.code().value());
+    queue_.pop_back();
+  }
 }
 
 void GuestIo::Work() {

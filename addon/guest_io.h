@@ -59,6 +59,7 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
   void Close(const Napi::CallbackInfo& info);
 
   bool Translate(const double* pairs, size_t count, std::vector<iovec>* iov) const;
+  void AddThread();  // With mutex_ held.
   void Work();
   void Complete(double token, int64_t result);  // With mutex_ held.
   void Stop();

@@ -1,16 +1,16 @@
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, fstatSync, ftruncateSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { Worker } from 'node:worker_threads';
-import { describe, expect, test } from 'vitest';
-import { addon, READY } from '#dist/kvm/addon.js';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { addon, type Mapping, type NativeGuestIo, READY } from '#dist/kvm/addon.js';
 import * as abi from '#dist/kvm/generated/abi.js';
 import { Kvm, kvmIoctl, mapMemory } from '#dist/kvm/kvm.js';
 import { describeKvm } from '../support/kvm.js';
 import { resources } from '../support/process-resources.js';
 
-const { EBADF, EINVAL } = constants.errno;
+const { EBADF, ECANCELED, EFAULT, EINVAL } = constants.errno;
 const anonymous = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS;
 
 test.each(['src/kvm/generated/abi.ts', 'src/virtio/generated/virtio.ts'])(
@@ -192,5 +192,248 @@ describeKvm('KVM', () => {
     sregs.setSegment('ds', { ...sregs.segment('ds'), base: 0x1000n, limit: 0xfffff, selector: 0x18 });
     vcpu.setSregs(sregs);
     expect(vcpu.getSregs().segment('ds')).toMatchObject({ base: 0x1000n, limit: 0xfffff, selector: 0x18 });
+  });
+});
+
+describe('guest I/O', () => {
+  const [READ, WRITE, FLUSH, PUNCH_HOLE, ZERO_RANGE] = [0, 1, 2, 3, 4];
+  const page = 4096;
+  const GAP = 0x10_0000;
+  let folder: string;
+  let file: number;
+  /** Guest RAM: two regions that touch at 4 pages, and one after a gap. */
+  let mappings: Mapping[];
+  let ram: Uint8Array[];
+  let io: NativeGuestIo;
+
+  const map = (length: number) => mapMemory(length, abi.PROT_READ | abi.PROT_WRITE, anonymous, -1, 'testing');
+  const pattern = (length: number) => Uint8Array.from({ length }, (_, i) => (i * 7 + (i >> 8)) & 0xff);
+  const fileBytes = () => readFileSync(join(folder, 'file'));
+  const transfer = (operation: number, offset: number, ...pairs: number[]) =>
+    io.transfer(operation, file, offset, Float64Array.from(pairs), pairs.length / 2, 0);
+  const submit = (token: number, operation: number, offset: number, length: number, ...pairs: number[]) =>
+    io.submit(token, operation, file, offset, length, Float64Array.from(pairs), pairs.length / 2);
+  /** Waits as a run loop does. */
+  const completions = (count: number): Map<number, number> => {
+    const host = new addon.RunHost();
+    const done = new Map<number, number>();
+    const into = new Float64Array(2 * 7);
+    while (done.size < count) {
+      host.watch(io.eventfd, 0, abi.EPOLLIN);
+      host.next();
+      const n = io.completions(into);
+      for (let i = 0; i < n; i++) {
+        const token = into[2 * i] as number;
+        if (done.has(token)) throw new Error(`operation ${token} completed twice`);
+        done.set(token, into[2 * i + 1] as number);
+      }
+    }
+    expect(io.completions(into)).toBe(0);
+    host.close();
+    return done;
+  };
+  const run = (operation: number, offset: number, length: number, ...pairs: number[]): number | undefined => {
+    expect(submit(1, operation, offset, length, ...pairs)).toBe(0);
+    return completions(1).get(1);
+  };
+
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'tsvisor-io-'));
+    file = openSync(join(folder, 'file'), 'w+');
+    mappings = [map(4 * page), map(4 * page), map(4 * page)];
+    ram = mappings.map(({ buffer }) => new Uint8Array(buffer));
+    io = new addon.GuestIo([
+      [0, mappings[0] as Mapping],
+      [4 * page, mappings[1] as Mapping],
+      [GAP, mappings[2] as Mapping],
+    ]);
+  });
+  afterEach(() => {
+    io.close();
+    closeSync(file);
+    rmSync(folder, { recursive: true });
+  });
+
+  test('moves bytes between a file and pieces of memory, over the edge of regions too', () => {
+    const bytes = pattern(300);
+    ram[0]?.set(bytes.subarray(0, 100), 4 * page - 100);
+    ram[1]?.set(bytes.subarray(100, 150), 0);
+    ram[2]?.set(bytes.subarray(150), 9);
+    expect(transfer(WRITE, 5, 4 * page - 100, 150, GAP + 9, 150)).toBe(300);
+    expect([...fileBytes()]).toEqual([0, 0, 0, 0, 0, ...bytes]);
+    expect(transfer(READ, 5, GAP + page, 1, 4 * page - 50, 299)).toBe(300);
+    expect(ram[2]?.[page]).toBe(bytes[0]);
+    expect(ram[0]?.subarray(4 * page - 50)).toEqual(bytes.subarray(1, 51));
+    expect(ram[1]?.subarray(0, 249)).toEqual(bytes.subarray(51));
+    expect(transfer(READ, 300, 0, page)).toBe(5); // the end of the file
+    expect(transfer(READ, 305, 0, page)).toBe(0);
+  });
+
+  test('puts a prefix of the host before the memory, and goes on where a stream is', () => {
+    const bytes = pattern(20);
+    ram[0]?.set(bytes);
+    const prefix = Uint8Array.of(1, 2, 3);
+    expect(io.transfer(WRITE, file, -1, Float64Array.of(0, 20), 1, 0, prefix)).toBe(23);
+    expect(io.transfer(WRITE, file, -1, Float64Array.of(0, 2), 1, 0)).toBe(2);
+    expect([...fileBytes()]).toEqual([1, 2, 3, ...bytes, 0, 7]);
+    prefix.fill(0);
+    expect(io.transfer(READ, file, 1, Float64Array.of(page, 3), 1, 0, prefix)).toBe(6);
+    expect([...prefix]).toEqual([2, 3, 0]);
+    expect(ram[0]?.subarray(page, page + 4)).toEqual(Uint8Array.of(7, 14, 21, 0));
+  });
+
+  test('refuses memory that the guest does not have, and touches nothing then', () => {
+    writeSync(file, pattern(2 * page));
+    const bad = [
+      [8 * page, 1],
+      [8 * page - 1, 2],
+      [GAP - 1, 2],
+      [GAP + 4 * page - 1, 2],
+      [GAP + 4 * page, 1],
+      [-1, 2],
+      [0, -1],
+      [0, 2 ** 53],
+      [2 ** 53, 1],
+      [2 ** 64, 1],
+      [0, Number.POSITIVE_INFINITY],
+      [Number.NaN, 1],
+    ] as const;
+    for (const pair of bad) {
+      for (const operation of [READ, WRITE]) {
+        expect(transfer(operation as number, 0, 0, 16, ...pair), `${pair}`).toBe(-EFAULT);
+        expect(submit(1, operation as number, 0, 0, 0, 16, ...pair), `${pair}`).toBe(-EFAULT);
+      }
+    }
+    expect(ram[0]?.subarray(0, 16)).toEqual(new Uint8Array(16));
+    expect(fileBytes()).toEqual(Buffer.from(pattern(2 * page)));
+  });
+
+  test('refuses arguments that are none', () => {
+    const pairs = Float64Array.of(0, 1);
+    expect(() => io.transfer(FLUSH as number, file, 0, pairs, 1, 0)).toThrow(TypeError);
+    expect(() => io.transfer(0, file, 0, pairs, 2, 0)).toThrow(TypeError);
+    expect(() => io.transfer(0, file, 0, pairs, -1, 0)).toThrow(TypeError);
+    for (const offset of [-1, Number.NaN, 2 ** 63]) {
+      expect(() => io.submit(1, 0, file, offset, 0, pairs, 1), `${offset}`).toThrow(TypeError);
+      expect(() => io.submit(1, 2, file, 0, offset, pairs, 1), `${offset}`).toThrow(TypeError);
+      if (offset !== -1) expect(() => io.transfer(0, file, offset, pairs, 1, 0), `${offset}`).toThrow(TypeError);
+    }
+    expect(() => io.submit(1, 5, file, 0, 0, pairs, 1)).toThrow(TypeError);
+    expect(() => io.submit(1, 0, file, 0, 0, pairs, 2)).toThrow(TypeError);
+  });
+
+  test('does the whole of an operation on a thread, however many pieces it has', () => {
+    const bytes = pattern(3000);
+    ram[0]?.set(bytes);
+    const pieces = Array.from({ length: 3000 }, (_, i) => [2999 - i, 1]).flat();
+    expect(run(WRITE as number, 0, 0, ...pieces)).toBe(3000);
+    expect(fileBytes()).toEqual(Buffer.from(bytes).reverse());
+    expect(run(READ as number, 0, 0, ...pieces.map((n, i) => (i % 2 ? n : GAP + n)))).toBe(3000);
+    expect(ram[2]?.subarray(0, 3000)).toEqual(bytes);
+    expect(run(READ as number, 2000, 0, ...pieces)).toBe(1000);
+    expect(run(READ as number, 3000, 0, ...pieces)).toBe(0);
+  });
+
+  test('flushes, punches and zeroes without growing the file', () => {
+    writeSync(file, pattern(4 * page));
+    expect(run(FLUSH as number, 0, 0)).toBe(0);
+    expect(run(PUNCH_HOLE as number, page, page)).toBe(0);
+    expect(run(ZERO_RANGE as number, 3 * page - 1, page + 2)).toBe(0);
+    const expected = pattern(4 * page);
+    expected.fill(0, page, 2 * page);
+    expected.fill(0, 3 * page - 1);
+    expect(fileBytes()).toEqual(Buffer.from(expected));
+    expect(run(PUNCH_HOLE as number, 0, 0)).toBe(-EINVAL);
+  });
+
+  test('reports what the host says of an operation', () => {
+    const closed = openSync(join(folder, 'file'), 'r');
+    expect(io.submit(1, 1, closed, 0, 0, Float64Array.of(0, 1), 1)).toBe(0);
+    expect(completions(1).get(1)).toBe(-EBADF);
+    closeSync(closed);
+    expect(io.transfer(0, closed, 0, Float64Array.of(0, 1), 1, 0)).toBe(-EBADF);
+  });
+
+  test('completes each of many operations once, on a few threads', () => {
+    const count = 500;
+    ftruncateSync(file, count * 16);
+    const before = resources().threads;
+    for (let i = 0; i < count; i++) {
+      ram[0]?.fill(i & 0xff, 16 * i, 16 * i + 16);
+      expect(submit(i, WRITE as number, i * 16, 0, 16 * i, 16)).toBe(0);
+    }
+    const done = completions(count);
+    expect([...done.values()].every((result) => result === 16)).toBe(true);
+    expect(resources().threads).toBeLessThanOrEqual(before + 8);
+    expect(fileBytes()).toEqual(Buffer.from(Uint8Array.from({ length: count * 16 }, (_, i) => (i >> 4) & 0xff)));
+  });
+
+  test('cancel ends what no thread has begun', () => {
+    const pairs = Array.from({ length: 1000 }, () => [0, 4 * page]).flat();
+    const count = 200;
+    for (let i = 0; i < count; i++) submit(i, WRITE as number, 0, 0, ...pairs);
+    io.cancel();
+    const results = [...completions(count).values()];
+    expect(results.filter((result) => result === -ECANCELED).length).toBeGreaterThan(count / 2);
+    expect(results.every((result) => result === -ECANCELED || result === 4000 * page)).toBe(true);
+    expect(run(FLUSH as number, 0, 0)).toBe(0);
+  });
+
+  test('close waits for what has begun and keeps nothing; memory stays mapped as long', () => {
+    const before = resources();
+    const own = map(64 * page);
+    const busy = new addon.GuestIo([[0, own]]);
+    const pairs = Float64Array.from(Array.from({ length: 100 }, () => [0, 64 * page]).flat());
+    for (let i = 0; i < 16; i++) busy.submit(i, 1, file, 0, 0, pairs, 100);
+    own.unmap();
+    busy.close();
+    busy.close();
+    const after = resources();
+    expect(after.descriptors).toBe(before.descriptors);
+    expect(after.threads).toBe(before.threads);
+    expect(busy.submit(1, 2, file, 0, 0, pairs, 0)).toBe(-EBADF);
+    expect(busy.submit(1, 1, file, 0, 0, pairs, 1)).toBe(-EFAULT);
+    expect(busy.transfer(1, file, 0, pairs, 1, 0)).toBe(-EFAULT);
+    expect(busy.completions(new Float64Array(2))).toBe(0);
+    busy.cancel();
+    expect(fstatSync(file).size % (64 * page)).toBe(0);
+  });
+
+  test('fails an operation for which the host has no thread', () => {
+    const source = `
+      const { createRequire } = require('node:module');
+      const { execFileSync } = require('node:child_process');
+      const addon = createRequire(${JSON.stringify(`${process.cwd()}/x`)})('./addon/build/Release/tsvisor.node');
+      const io = new addon.GuestIo([[0, new addon.Mapping(4096, 3, 0x22, -1, 0)]]);
+      const into = new Float64Array(2);
+      if (process.getuid() === 0) process.setuid(65534); // the limit is not for root
+      execFileSync('prlimit', ['--pid', String(process.pid), '--nproc=1']);
+      const result = io.submit(7, 2, 1, 0, 0, into, 0);
+      const count = io.completions(into);
+      process.stdout.write([result, count, ...into].join(' '));
+      io.close();`;
+    const output = execFileSync(process.execPath, ['-e', source], { encoding: 'utf8' });
+    expect(output).toBe(`0 1 7 ${-constants.errno.EAGAIN}`);
+  });
+
+  test('a terminated Worker leaves no thread, whatever is under way', async () => {
+    const source = `
+      const { createRequire } = require('node:module');
+      const addon = createRequire(${JSON.stringify(`${process.cwd()}/x`)})('./addon/build/Release/tsvisor.node');
+      const io = globalThis.kept = new addon.GuestIo([[0, new addon.Mapping(2 ** 20, 3, 0x22, -1, 0)]]);
+      for (let i = 0; i < 20; i++) io.submit(i, 1, ${file}, 0, 0, Float64Array.of(0, 2 ** 20), 1);
+      require('node:worker_threads').parentPort.postMessage('up');
+      for (;;);`;
+    const cycle = async () => {
+      const worker = new Worker(source, { eval: true });
+      await new Promise((resolve) => worker.once('message', resolve));
+      await worker.terminate();
+    };
+    for (let i = 0; i < 3; i++) await cycle();
+    const before = resources();
+    for (let i = 0; i < 10; i++) await cycle();
+    const after = resources();
+    expect(after.descriptors).toBe(before.descriptors);
+    expect(after.threads).toBe(before.threads);
   });
 });
