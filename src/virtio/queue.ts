@@ -36,13 +36,13 @@ export function queueProblem(memory: GuestMemory, state: QueueState, maximum: nu
   const { size, descriptors, available, used } = state;
   if (size === 0 || size > maximum || (size & (size - 1)) !== 0) return `a queue of ${size} descriptors`;
   const parts = [
-    ['descriptor table', descriptors, DESCRIPTOR_SIZE * size, VRING_DESC_ALIGN_SIZE],
-    ['available ring', available, 6 + 2 * size, VRING_AVAIL_ALIGN_SIZE],
-    ['used ring', used, 6 + 8 * size, VRING_USED_ALIGN_SIZE],
+    ['a descriptor table', descriptors, DESCRIPTOR_SIZE * size, VRING_DESC_ALIGN_SIZE],
+    ['an available ring', available, 6 + 2 * size, VRING_AVAIL_ALIGN_SIZE],
+    ['a used ring', used, 6 + 8 * size, VRING_USED_ALIGN_SIZE],
   ] as const;
   for (const [name, gpa, length, alignment] of parts) {
-    if (gpa % alignment !== 0) return `a misaligned ${name}`;
-    if (!memory.contains(gpa, length)) return `a ${name} outside RAM`;
+    if (gpa % alignment !== 0) return `${name} that is misaligned`;
+    if (!memory.contains(gpa, length)) return `${name} outside RAM`;
   }
   return undefined;
 }
