@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <system_error>
 #include <unistd.h>
+#include <unordered_set>
 
 #include "syscalls.h"
 
@@ -63,12 +64,12 @@ class Arguments {
   bool Bytes(size_t i, uint8_t** bytes, size_t* length) const {
     return i < count && BytesOf(env_, values_[i], bytes, length);
   }
-  size_t count = 7;
+  size_t count = 8;
   void* self = nullptr;
 
  private:
   napi_env env_;
-  napi_value values_[7];
+  napi_value values_[8];
 };
 
 // All of a read or write, as far as the file goes.
@@ -118,11 +119,25 @@ int64_t ZeroRange(int fd, off_t offset, off_t length) {
   return WriteZeroes(fd, offset, length);
 }
 
+int64_t Copy(int from, off_t fromOffset, int to, off_t offset, off_t length) {
+  std::vector<uint8_t> buffer(std::min<off_t>(length, 1 << 16));
+  for (off_t done = 0; done < length;) {
+    ssize_t n = pread(from, buffer.data(), std::min<off_t>(length - done, buffer.size()), fromOffset + done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return n < 0 ? -errno : done;
+    std::vector<iovec> iov{{buffer.data(), static_cast<size_t>(n)}};
+    int64_t written = MoveAll(true, to, offset + done, iov);
+    if (written < 0) return written;
+    done += written;
+  }
+  return length;
+}
+
 }  // namespace
 
 void GuestIo::Init(Napi::Env env, Napi::Object exports) {
   exports.Set("GuestIo", DefineClass(env, "GuestIo",
-                                     {InstanceMethod<&GuestIo::Cancel>("cancel"), InstanceMethod<&GuestIo::Close>("close")}));
+                                     {InstanceMethod<&GuestIo::Close>("close")}));
 }
 
 GuestIo::GuestIo(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GuestIo>(info) {
@@ -140,7 +155,7 @@ GuestIo::GuestIo(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GuestIo>(inf
   auto self = info.This().As<Napi::Object>();
   self.Set("eventfd", Napi::Number::New(env, eventfd_));
   // Raw functions bound to this object: they are called for every request.
-  for (auto [name, callback] : {std::pair{"transfer", Transfer}, {"submit", Submit}, {"completions", Completions}}) {
+  for (auto [name, callback] : {std::pair{"transfer", Transfer}, {"submit", Submit}, {"completions", Completions}, {"cancel", Cancel}}) {
     napi_value function;
     napi_create_function(env, name, NAPI_AUTO_LENGTH, callback, this, &function);
     self.Set(name, function);
@@ -225,9 +240,22 @@ napi_value GuestIo::Submit(napi_env env, napi_callback_info info) {
   if (!arguments.Double(0, &job.token) || !arguments.Uint(1, &operation) || operation >= kOperations ||
       !arguments.Int(2, &job.fd) || !arguments.Offset(3, &job.offset) || !arguments.Offset(4, &job.length) ||
       !arguments.Uint(6, &count) || !arguments.Pairs(5, count, &pairs))
-    return Throw(env, "submit(token, operation, fd, offset, length, pairs, count)");
+    return Throw(env, "submit(token, operation, fd, offset, length, pairs, count, bytes?)");
   job.operation = static_cast<Operation>(operation);
-  if (!self->Translate(pairs, count, &job.iov)) return Number(env, -EFAULT);
+  if (job.operation == kCopy) {
+    if (count != 1) return Throw(env, "submit: copy takes one pair");
+    job.from = static_cast<int>(pairs[0]);
+    job.fromOffset = static_cast<off_t>(pairs[1]);
+  } else if (arguments.count > 7) {
+    uint8_t* bytes;
+    size_t size;
+    if (job.operation != kWrite || count != 0 || !arguments.Bytes(7, &bytes, &size))
+      return Throw(env, "submit: bytes are for a write, in place of pairs");
+    job.bytes.assign(bytes, bytes + size);
+    job.iov.push_back({job.bytes.data(), size});
+  } else if (!self->Translate(pairs, count, &job.iov)) {
+    return Number(env, -EFAULT);
+  }
   {
     std::lock_guard<std::mutex> lock(self->mutex_);
     if (self->stopping_) return Number(env, -EBADF);
@@ -275,6 +303,9 @@ void GuestIo::Work() {
       case kPunchHole:
         result = Allocate(job.fd, FALLOC_FL_PUNCH_HOLE, job.offset, job.length);
         break;
+      case kCopy:
+        result = Copy(job.from, job.fromOffset, job.fd, job.offset, job.length);
+        break;
       case kZeroRange:
       case kOperations:
         result = ZeroRange(job.fd, job.offset, job.length);
@@ -312,10 +343,22 @@ napi_value GuestIo::Completions(napi_env env, napi_callback_info info) {
   return Number(env, static_cast<int64_t>(count));
 }
 
-void GuestIo::Cancel(const Napi::CallbackInfo&) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  for (const Job& job : queue_) Complete(job.token, -ECANCELED);
-  queue_.clear();
+napi_value GuestIo::Cancel(napi_env env, napi_callback_info info) {
+  Arguments arguments(env, info);
+  auto* self = static_cast<GuestIo*>(arguments.self);
+  uint8_t* bytes;
+  size_t length;
+  if (!arguments.Bytes(0, &bytes, &length)) return Throw(env, "cancel(tokens)");
+  auto* tokens = reinterpret_cast<const double*>(bytes);
+  std::unordered_set<double> unwanted(tokens, tokens + length / sizeof(double));
+  std::lock_guard<std::mutex> lock(self->mutex_);
+  std::deque<Job> kept;
+  for (Job& job : self->queue_) {
+    if (unwanted.count(job.token)) self->Complete(job.token, -ECANCELED);
+    else kept.push_back(std::move(job));
+  }
+  self->queue_.swap(kept);
+  return nullptr;
 }
 
 }  // namespace tsvisor

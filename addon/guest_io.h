@@ -21,11 +21,12 @@ namespace tsvisor {
 //               one system call now: preadv2 or pwritev2 at offset, readv or writev where offset is negative; RWF_ flags.
 //               pairs is a Float64Array of (gpa, length); prefix, bytes before them. Bytes moved, or -errno; -EFAULT
 //               where a pair is not RAM.
-//   .submit(token, operation, fd, offset, length, pairs, count)
-//               the whole of an operation on a thread; 0, or -EFAULT. Ends in one completion, in any order.
+//   .submit(token, operation, fd, offset, length, pairs, count, bytes?)
+//               the whole of an operation on a thread; 0, or -EFAULT. Ends in one completion, in any order. A write of
+//               bytes, in place of pairs, takes a copy of them; copy has the one pair (descriptor, offset) to read from.
 //   .completions(into)  moves (token, result) pairs into a Float64Array; how many. A result is bytes moved (fewer at the
 //               end of the file), 0 or -errno.
-//   .cancel()   what no thread has begun completes with -ECANCELED
+//   .cancel(tokens)  those that no thread has begun complete with -ECANCELED; tokens is a Float64Array
 //   .close()    drops what is queued, waits for what threads have begun, ends them
 class GuestIo : public Napi::ObjectWrap<GuestIo> {
  public:
@@ -34,7 +35,7 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
   ~GuestIo() override;
 
  private:
-  enum Operation : uint32_t { kRead, kWrite, kFlush, kPunchHole, kZeroRange, kOperations };
+  enum Operation : uint32_t { kRead, kWrite, kFlush, kPunchHole, kZeroRange, kCopy, kOperations };
   struct Region {
     uint64_t gpa;
     std::shared_ptr<Pages> pages;
@@ -46,6 +47,9 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
     off_t offset;
     off_t length;
     std::vector<iovec> iov;
+    std::vector<uint8_t> bytes;
+    int from = -1;
+    off_t fromOffset = 0;
   };
   struct Completion {
     double token;
@@ -55,7 +59,7 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
   static napi_value Transfer(napi_env env, napi_callback_info info);
   static napi_value Submit(napi_env env, napi_callback_info info);
   static napi_value Completions(napi_env env, napi_callback_info info);
-  void Cancel(const Napi::CallbackInfo& info);
+  static napi_value Cancel(napi_env env, napi_callback_info info);
   void Close(const Napi::CallbackInfo& info);
 
   bool Translate(const double* pairs, size_t count, std::vector<iovec>* iov) const;

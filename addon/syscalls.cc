@@ -179,6 +179,21 @@ Napi::Value Open(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Own(fd));
 }
 
+// ofdLock(fd, test, exclusive, start, length): takes an open-file-description lock (F_OFD_SETLK) on bytes from start, to
+// the end of any file where length is 0; with test (F_OFD_GETLK), only tells whether it could be had. 0 or -errno; -EAGAIN
+// where another description's lock is in the way. It goes with the descriptor.
+Napi::Value OfdLock(const Napi::CallbackInfo& info) {
+  struct flock lock {};
+  lock.l_type = info[2].As<Napi::Boolean>() ? F_WRLCK : F_RDLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = info[3].As<Napi::Number>().Int64Value();
+  lock.l_len = info[4].As<Napi::Number>().Int64Value();
+  bool test = info[1].As<Napi::Boolean>();
+  int result = Result(fcntl(info[0].As<Napi::Number>().Int32Value(), test ? F_OFD_GETLK : F_OFD_SETLK, &lock));
+  if (result == -EACCES || (test && result == 0 && lock.l_type != F_UNLCK)) result = -EAGAIN;
+  return Napi::Number::New(info.Env(), result);
+}
+
 Napi::Value Close(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Close(info[0].As<Napi::Number>().Int32Value()));
 }
@@ -256,6 +271,7 @@ void InitSyscalls(Napi::Env env, Napi::Object exports) {
   SetRaw(env, exports, "write", Write);
   SetRaw(env, exports, "timerfdSet", TimerfdSet);
   exports.Set("open", Napi::Function::New(env, Open, "open"));
+  exports.Set("ofdLock", Napi::Function::New(env, OfdLock, "ofdLock"));
   exports.Set("close", Napi::Function::New(env, Close, "close"));
   exports.Set("eventfd", Napi::Function::New(env, Eventfd, "eventfd"));
   exports.Set("memfdCreate", Napi::Function::New(env, MemfdCreate, "memfdCreate"));

@@ -4,12 +4,12 @@ import type { FdEvents } from '../machine/fd-events.js';
 import type { Segments } from '../virtio/segments.js';
 
 /** Operations of the addon's GuestIo, by its numbers. */
-export const IoOperation = { read: 0, write: 1, flush: 2, punchHole: 3, zeroRange: 4 } as const;
+export const IoOperation = { read: 0, write: 1, flush: 2, punchHole: 3, zeroRange: 4, copy: 5 } as const;
 export type IoOperation = (typeof IoOperation)[keyof typeof IoOperation];
 
 /** Who waits for an operation. */
 export interface IoRequest {
-  /** @param result bytes moved (fewer at the end of the file), 0, or -errno; -ECANCELED after cancel(). */
+  /** @param result bytes moved (fewer at the end of a file), 0, or -errno; -ECANCELED after cancel(). */
   ioDone(result: number): void;
 }
 
@@ -27,6 +27,7 @@ export class GuestIo implements Disposable {
   readonly #watch: (events: number) => void;
   readonly #waiting: (IoRequest | undefined)[] = [];
   readonly #freeTokens: number[] = [];
+  readonly #source = new Float64Array(2);
   readonly #completions = new Float64Array(2 * BATCH);
   readonly #batchListeners: (() => void)[] = [];
   #armed = false;
@@ -73,18 +74,24 @@ export class GuestIo implements Disposable {
     length: number,
     segments?: Segments,
   ): void {
-    const token = this.#freeTokens.pop() ?? this.#waiting.length;
-    this.#waiting[token] = request;
     const pairs = segments?.pairs ?? NO_PAIRS;
-    const result = this.#native.submit(token, operation, fd, offset, length, pairs, segments?.count ?? 0);
-    if (result < 0) {
-      this.#release(token);
-      throw new RangeError(`I/O on memory that the guest does not have (${result})`);
-    }
-    if (!this.#armed) {
-      this.#armed = true;
-      this.#watch(EPOLLIN);
-    }
+    const token = this.#token(request);
+    this.#started(token, this.#native.submit(token, operation, fd, offset, length, pairs, segments?.count ?? 0));
+  }
+
+  /** As submit(): writes bytes of the host, of which a copy is taken now. */
+  writeBytes(request: IoRequest, fd: number, offset: number, bytes: Uint8Array): void {
+    const token = this.#token(request);
+    const { write } = IoOperation;
+    this.#started(token, this.#native.submit(token, write, fd, offset, bytes.length, NO_PAIRS, 0, bytes));
+  }
+
+  /** As submit(): copies bytes from one file to another. */
+  copy(request: IoRequest, from: number, fromOffset: number, to: number, offset: number, length: number): void {
+    this.#source[0] = from;
+    this.#source[1] = fromOffset;
+    const token = this.#token(request);
+    this.#started(token, this.#native.submit(token, IoOperation.copy, to, offset, length, this.#source, 1));
   }
 
   /** How many operations are under way. */
@@ -92,9 +99,10 @@ export class GuestIo implements Disposable {
     return this.#waiting.length - this.#freeTokens.length;
   }
 
-  /** What has not begun completes soon, with -ECANCELED. */
-  cancel(): void {
-    this.#native.cancel();
+  /** Those requests complete soon, with -ECANCELED where no thread has begun them. */
+  cancel(unwanted: (request: IoRequest) => boolean): void {
+    const tokens = this.#waiting.flatMap((request, token) => (request && unwanted(request) ? [token] : []));
+    if (tokens.length > 0) this.#native.cancel(Float64Array.from(tokens));
   }
 
   /** Waits for operations that have begun; requests hear nothing any more. */
@@ -117,6 +125,23 @@ export class GuestIo implements Disposable {
     }
     for (const listener of this.#batchListeners) listener();
     if (this.pending > 0 && !this.#armed) {
+      this.#armed = true;
+      this.#watch(EPOLLIN);
+    }
+  }
+
+  #token(request: IoRequest): number {
+    const token = this.#freeTokens.pop() ?? this.#waiting.length;
+    this.#waiting[token] = request;
+    return token;
+  }
+
+  #started(token: number, result: number): void {
+    if (result < 0) {
+      this.#release(token);
+      throw new RangeError(`I/O on memory that the guest does not have (${result})`);
+    }
+    if (!this.#armed) {
       this.#armed = true;
       this.#watch(EPOLLIN);
     }

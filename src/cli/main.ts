@@ -9,7 +9,7 @@ import * as rootfs from './rootfs.js';
 import * as run from './run.js';
 
 /** Options that may be given several times; of any other the last one counts. */
-const REPEATABLE = ['_', '--', 'net'];
+const REPEATABLE = ['_', '--', 'drive', 'net', 'port'];
 
 function lastOfEach(args: Record<string, unknown>): void {
   for (const [name, value] of Object.entries(args)) {
@@ -23,7 +23,7 @@ export async function main(argv: readonly string[]): Promise<void> {
   process.stderr.on('error', () => {});
   const parser = yargs(hideBin([...argv]))
     .scriptName('tsvisor')
-    .parserConfiguration({ 'boolean-negation': false })
+    .parserConfiguration({ 'boolean-negation': false, 'greedy-arrays': false })
     .middleware(lastOfEach, true)
     .usage('$0 <command>\n\nVirtual machines on KVM, with their devices in TypeScript.')
     .command(run.command, run.describe, run.builder, run.handler)

@@ -8,6 +8,7 @@ import { deferred } from '../machine/deferred.js';
 import { type MachineEnd, type MachineStats, now } from '../machine/end.js';
 import { Machine } from '../machine/machine.js';
 import { initramfsPath, kernelPath } from './default-guest.js';
+import { parseDrive } from './drive-option.js';
 import { CLOSED_STDOUT_EXIT, END_EXIT, ERROR_EXIT, ESCAPE_EXIT, SIGNAL_EXIT, TIMEOUT_EXIT } from './exit-codes.js';
 import { createLog, LOG_LEVELS } from './log.js';
 import { parseNetworks } from './net-option.js';
@@ -30,6 +31,13 @@ export function builder(yargs: Argv) {
     .option('memory', { alias: 'm', type: 'string', default: '64M', describe: 'guest RAM; a bare number is MiB' })
     .option('cpus', { type: 'number', default: 1, describe: 'number of vCPUs (1)' })
     .option('serial', { type: 'string', default: 'stdio', describe: 'ttyS0: stdio, none or file:PATH' })
+    .option('drive', {
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe:
+        'a disk: FILE or file=FILE[,readonly][,cache=writeback|none|unsafe][,overlay=FILE][,id=NAME]; repeatable',
+    })
     .option('net', {
       type: 'string',
       array: true,
@@ -55,6 +63,7 @@ export function builder(yargs: Argv) {
     .option('log-level', { choices: LOG_LEVELS, default: 'silent' as const, describe: 'structured log on stderr' })
     .example('$0 run', 'boot the default guest to a shell; poweroff ends it')
     .example('$0 run --kernel vmlinux --initrd rootfs.cpio', 'boot your own; the console stays ttyS0')
+    .example('$0 run --drive disk.img --drive file=data.img,readonly', 'with disks: /dev/vda, /dev/vdb')
     .example('$0 run -m 256M --append "debug loglevel=7"', 'more memory, a chattier kernel')
     .example("printf 'uname -a\\npoweroff\\n' | $0 run", 'a script on the guest’s shell')
     .epilogue(
@@ -84,6 +93,7 @@ export async function handler(args: RunArguments): Promise<void> {
       serial: serial.kind !== 'none',
       ...terminalOf(serial),
       networks: parseNetworks(args.net),
+      drives: (args.drive ?? []).map(parseDrive),
       rng: args.rng,
       acpi: args.acpi,
     };

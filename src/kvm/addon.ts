@@ -42,9 +42,10 @@ export interface NativeGuestIo {
     length: number,
     pairs: Float64Array,
     count: number,
+    bytes?: Uint8Array,
   ): number;
   completions(into: Float64Array): number;
-  cancel(): void;
+  cancel(tokens: Float64Array): void;
   close(): void;
 }
 
@@ -59,6 +60,8 @@ export interface Addon {
   timerfdCreate(): number;
   timerfdSet(fd: number, microseconds: number): number;
   open(path: string, flags: number): number;
+  /** Takes an open-file-description lock, or tells whether it could be had; 0 or -errno, -EAGAIN where it could not. */
+  ofdLock(fd: number, test: boolean, exclusive: boolean, start: number, length: number): number;
   close(fd: number): number;
   eventfd(initial: number): number;
   memfdCreate(name: string, size: number): number;

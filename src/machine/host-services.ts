@@ -1,4 +1,6 @@
 import { ByteStream } from '../backends/byte-stream.js';
+import type { Disk } from '../backends/disk/disk.js';
+import { closeDrives, openDrives } from '../backends/disk/open-drives.js';
 import { Tap } from '../backends/tap/tap.js';
 import { addon, type RunHost } from '../kvm/addon.js';
 import type { NetBackend } from '../virtio/net/backend.js';
@@ -16,6 +18,8 @@ export class HostServices implements Disposable {
   readonly events = new FdEvents(this.runHost);
   readonly statistics = new Statistics();
   readonly serial: ByteStream | undefined;
+  /** In the order of the configuration. Their writes, their locks outlive a reset. */
+  readonly drives: Disk[] = [];
   /** In the order of the configuration. */
   readonly networks: (NetBackend & Disposable)[] = [];
   readonly #post: (message: MachineMessage) => void;
@@ -27,12 +31,13 @@ export class HostServices implements Disposable {
   #warningsLeft = GUEST_WARNINGS_PER_MINUTE;
   #warningsSince = 0;
 
-  /** @throws NetworkError */
+  /** @throws DriveError, NetworkError */
   constructor(data: MachineThreadData, post: (message: MachineMessage) => void) {
     this.#logs = data.logs;
     this.serial = data.config.serial ? new ByteStream(data.serial, this.events) : undefined;
     this.#post = post;
     try {
+      this.drives.push(...openDrives(data.config.drives));
       for (const { tap } of data.config.networks) {
         if (tap !== undefined) this.networks.push(new Tap(tap, this.events));
       }
@@ -92,9 +97,15 @@ export class HostServices implements Disposable {
     if (this.#warningsLeft-- > 0) this.log('warn', message);
   }
 
+  /** When the last guest has ended. Whoever hears of the end finds the images complete. @throws DriveError */
+  closeDrives(): void {
+    closeDrives(this.drives.splice(0));
+  }
+
   [Symbol.dispose](): void {
     this.serial?.close();
     for (const network of this.networks) network[Symbol.dispose]();
     this.runHost.close();
+    this.closeDrives();
   }
 }

@@ -70,6 +70,7 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
       host.clearEnd();
       machine = await VirtualMachine.build(config, host);
     }
+    host.closeDrives();
     post({ type: 'ended', end, stats: host.statistics.snapshot() });
     await host.serial?.drain();
   } catch (error) {

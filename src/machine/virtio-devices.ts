@@ -1,8 +1,10 @@
+import type { Disk } from '../backends/disk/disk.js';
 import type { GuestIo } from '../backends/guest-io.js';
 import type { Bus } from '../bus/bus.js';
 import type { OneShotTimer } from '../devices/host.js';
 import type { VmFd } from '../kvm/vm.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
+import { Blk } from '../virtio/blk/blk.js';
 import type { VirtioDevice } from '../virtio/device.js';
 import type { NetBackend } from '../virtio/net/backend.js';
 import { Net } from '../virtio/net/net.js';
@@ -39,7 +41,7 @@ export function addVirtioDevices(mmio: Bus, vm: VmFd, parts: VirtioParts): void 
 }
 
 /** Adding a device is a line here. As many as virtioDeviceCount(). */
-function makeDevices({ config, io, host, own }: VirtioParts): VirtioDevice[] {
+function makeDevices({ config, memory, io, host, own }: VirtioParts): VirtioDevice[] {
   const timer = (onExpired: () => void): OneShotTimer => {
     const timer = new Timer(host.events, onExpired);
     own({ [Symbol.dispose]: () => timer.close() });
@@ -49,5 +51,18 @@ function makeDevices({ config, io, host, own }: VirtioParts): VirtioDevice[] {
     const backend = host.networks[index] as NetBackend;
     return new Net({ name: `net${index}`, mac: Buffer.from(mac.replaceAll(':', ''), 'hex'), backend, io, timer });
   });
-  return [...networks, ...(config.rng ? [new Rng({ ...config.rng, now, timer })] : [])];
+  const drives = config.drives.map(({ id }, index) => {
+    const disk = host.drives[index] as Disk;
+    disk.attach(io, memory);
+    const blk = new Blk({
+      name: `blk${index}`,
+      disk,
+      id,
+      holdVcpus: () => host.holdVcpus(),
+      warn: (message) => host.guestWarning(message),
+    });
+    io.onBatch(() => blk.publish());
+    return blk;
+  });
+  return [...drives, ...networks, ...(config.rng ? [new Rng({ ...config.rng, now, timer })] : [])];
 }

@@ -1,0 +1,141 @@
+import { closeSync, constants, fstatSync, openSync, type Stats, statSync } from 'node:fs';
+import { constants as os } from 'node:os';
+import { DriveError } from '../../errors.js';
+import { addon } from '../../kvm/addon.js';
+import { BLKGETSIZE64, BLKPBSZGET, BLKSSZGET } from '../../virtio/generated/virtio.js';
+
+/** An image that is open, and locked for as long as it is. */
+export interface ImageFile {
+  readonly fd: number;
+  /** The same file with O_DIRECT; -1 unless asked for. */
+  readonly directFd: number;
+  /** Bytes. */
+  readonly size: number;
+  readonly blockSize: number;
+  readonly physicalBlockSize: number;
+  /** The same for every path of the same file or device. */
+  readonly identity: string;
+  readonly stat: Stats;
+}
+
+const SECTOR = 512;
+/** What file systems work in, nearly all of them: files are best read and written so. */
+const FILE_BLOCK = 4096;
+
+/**
+ * The byte on which whoever may write an image holds a lock, and readers none: QEMU's (RAW_LOCK_PERM_BASE of its
+ * file-posix.c, plus BLK_PERM_WRITE). So a QEMU that writes is noticed by readers too.
+ */
+const WRITER_BYTE = 101;
+
+/**
+ * Opens and locks an image, a regular file or a block device: one writer alone, or any number of readers.
+ * @param direct also opens it with O_DIRECT.
+ * @throws DriveError that names the file.
+ */
+export function openImage(path: string, { writable = true, direct = false } = {}): ImageFile {
+  checkKind(path);
+  const mode = writable ? constants.O_RDWR : constants.O_RDONLY;
+  // Not to wait for whatever has taken the file's place meanwhile.
+  const flags = mode | constants.O_NONBLOCK | constants.O_NOCTTY;
+  const fd = open(path, flags, writable);
+  let directFd = -1;
+  try {
+    lock(fd, path, writable);
+    if (direct) directFd = open(path, flags | constants.O_DIRECT, writable);
+    return { fd, directFd, ...describe(fd, path) };
+  } catch (error) {
+    if (directFd >= 0) closeSync(directFd);
+    closeSync(fd);
+    throw error;
+  }
+}
+
+/** A DriveError of a system call's error. */
+export function driveError(path: string, error: unknown): DriveError {
+  const { code, message } = error as NodeJS.ErrnoException;
+  return new DriveError(`${path}: ${code ?? message}`, { cause: error });
+}
+
+function checkKind(path: string): void {
+  let stat: Stats;
+  try {
+    stat = statSync(path);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT') throw new DriveError(`${path}: no such image; make one with: truncate -s 1G ${path}`);
+    if (code === 'EACCES') throw new DriveError(`${path}: no permission to reach this image`);
+    throw driveError(path, error);
+  }
+  checkStat(path, stat);
+}
+
+function checkStat(path: string, stat: Stats): void {
+  if (stat.isDirectory()) throw new DriveError(`${path}: a directory; a drive needs an image file or a block device`);
+  if (!stat.isFile() && !stat.isBlockDevice()) {
+    throw new DriveError(`${path}: neither a regular file nor a block device; a drive needs one of these`);
+  }
+}
+
+function open(path: string, flags: number, writable: boolean): number {
+  try {
+    return openSync(path, flags);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (writable && (code === 'EACCES' || code === 'EPERM' || code === 'EROFS')) {
+      throw new DriveError(`${path}: this user may not write it; use it with readonly or with overlay=FILE`);
+    }
+    if (code === 'EACCES' || code === 'EPERM') throw new DriveError(`${path}: this user may not read it`);
+    if (code === 'EBUSY') throw new DriveError(`${path}: in use by the host, perhaps mounted`);
+    if (code === 'EINVAL' && flags & constants.O_DIRECT) {
+      throw new DriveError(`${path}: its file system has no O_DIRECT; use it without cache=none`);
+    }
+    throw driveError(path, error);
+  }
+}
+
+function lock(fd: number, path: string, writable: boolean): void {
+  const results = writable
+    ? [addon.ofdLock(fd, false, true, 0, 0)]
+    : [
+        addon.ofdLock(fd, false, false, 0, WRITER_BYTE),
+        addon.ofdLock(fd, false, false, WRITER_BYTE + 1, 0),
+        addon.ofdLock(fd, true, true, WRITER_BYTE, 1),
+      ];
+  // Any other failure is a file system without locks: they are a safeguard, not a condition.
+  if (results.includes(-os.errno.EAGAIN)) {
+    const remedy = writable ? 'end that one, or use readonly on both, or an overlay each' : 'end that one first';
+    throw new DriveError(`${path}: in use by another machine${writable ? '' : ' that writes it'}; ${remedy}`);
+  }
+}
+
+function describe(fd: number, path: string) {
+  const stat = fstatSync(fd);
+  checkStat(path, stat);
+  const device = stat.isBlockDevice();
+  const size = device ? deviceSize(fd, path) : stat.size;
+  if (size === 0) throw new DriveError(`${path}: empty; give it a size with: truncate -s 1G ${path}`);
+  if (size % SECTOR !== 0) {
+    const remedy = `truncate -s ${Math.ceil(size / SECTOR) * SECTOR} ${path}`;
+    throw new DriveError(`${path}: ${size} bytes are not a multiple of ${SECTOR}; grow it with: ${remedy}`);
+  }
+  return {
+    size,
+    blockSize: device ? deviceInteger(fd, BLKSSZGET, SECTOR) : SECTOR,
+    physicalBlockSize: device ? deviceInteger(fd, BLKPBSZGET, SECTOR) : FILE_BLOCK,
+    identity: device ? `device ${stat.rdev}` : `${stat.dev}:${stat.ino}`,
+    stat,
+  };
+}
+
+function deviceSize(fd: number, path: string): number {
+  const size = new BigUint64Array(1);
+  const result = addon.ioctl(fd, BLKGETSIZE64, size);
+  if (result < 0) throw new DriveError(`${path}: the host does not tell the size of this device`);
+  return Number(size[0]);
+}
+
+function deviceInteger(fd: number, request: number, otherwise: number): number {
+  const value = new Uint32Array(1);
+  return addon.ioctl(fd, request, value) < 0 ? otherwise : (value[0] as number);
+}

@@ -1,0 +1,86 @@
+import { constants } from 'node:os';
+import type { GuestMemory } from '../../memory/guest-memory.js';
+import type { Segments } from '../../virtio/segments.js';
+import type { GuestIo, IoRequest } from '../guest-io.js';
+import { type Disk, PENDING } from './disk.js';
+import { HostFile } from './host-file.js';
+import type { ImageFile } from './image-file.js';
+
+const { EOPNOTSUPP } = constants.errno;
+
+export interface RawImageOptions {
+  readonly readOnly: boolean;
+  /** Flushes do nothing. */
+  readonly unsafe: boolean;
+}
+
+/** A disk whose contents are a file's or a block device's, byte for byte. */
+export class RawImage implements Disk {
+  readonly path: string;
+  readonly size: number;
+  readonly readOnly: boolean;
+  readonly blockSize: number;
+  readonly physicalBlockSize: number;
+  readonly #file: HostFile;
+  readonly #unsafe: boolean;
+  #canPunch = true;
+
+  /** Owns the image. */
+  constructor(path: string, image: ImageFile, { readOnly, unsafe }: RawImageOptions) {
+    this.path = path;
+    this.size = image.size;
+    this.readOnly = readOnly;
+    this.blockSize = image.blockSize;
+    this.physicalBlockSize = image.physicalBlockSize;
+    this.#file = new HostFile(image.fd, image.directFd);
+    this.#unsafe = unsafe;
+  }
+
+  attach(io: GuestIo, memory: GuestMemory): void {
+    this.#file.attach(io, memory);
+  }
+
+  read(offset: number, into: Segments, request: IoRequest): number {
+    return this.#file.read(offset, into, request);
+  }
+
+  write(offset: number, from: Segments, request: IoRequest): number {
+    return this.#file.write(offset, from, request);
+  }
+
+  flush(request: IoRequest): number {
+    return this.#unsafe || this.readOnly ? 0 : this.#file.flush(request);
+  }
+
+  discard(offset: number, length: number, request: IoRequest): number {
+    if (!this.#canPunch) return 0;
+    return this.#punch(offset, length, request, () => 0);
+  }
+
+  zero(offset: number, length: number, unmap: boolean, request: IoRequest): number {
+    if (!unmap || !this.#canPunch) return this.#file.zeroRange(offset, length, request);
+    return this.#punch(offset, length, request, () => this.#file.zeroRange(offset, length, request));
+  }
+
+  cancel(): void {
+    this.#file.cancel();
+  }
+
+  close(): void {
+    this.#file.close();
+  }
+
+  /** @param otherwise what to do where the host cannot give blocks back. */
+  #punch(offset: number, length: number, request: IoRequest, otherwise: () => number): number {
+    const ioDone = (result: number): void => {
+      if (result !== -EOPNOTSUPP) {
+        request.ioDone(result);
+        return;
+      }
+      this.#canPunch = false;
+      const instead = otherwise();
+      if (instead !== PENDING) request.ioDone(instead);
+    };
+    return this.#file.punchHole(offset, length, { ioDone });
+  }
+}
