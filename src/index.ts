@@ -1,6 +1,7 @@
 /** tsvisor: virtual machines in a Node program. Everything public is exported here and nowhere else. */
 
-export type { Flow, HostForward } from './backends/user-network/flow.js';
+export type { Flow } from './backends/user-network/flow.js';
+export type { HostForward } from './backends/user-network/host-forward.js';
 export {
   DriveError,
   type ErrorCode,

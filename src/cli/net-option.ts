@@ -1,5 +1,5 @@
 import { isIP, isIPv4 } from 'node:net';
-import type { HostForward } from '../backends/user-network/flow.js';
+import type { HostForward } from '../backends/user-network/host-forward.js';
 import { UsageError } from '../errors.js';
 import type { NetworkConfig } from '../machine/device-config.js';
 

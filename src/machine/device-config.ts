@@ -1,4 +1,5 @@
-import type { Flow, HostForward } from '../backends/user-network/flow.js';
+import type { Flow } from '../backends/user-network/flow.js';
+import type { HostForward } from '../backends/user-network/host-forward.js';
 import { UsageError } from '../errors.js';
 import { MAX_VIRTIO_DEVICES } from './layout.js';
 
