@@ -1,6 +1,7 @@
 import { ByteStream } from '../backends/byte-stream.js';
 import type { Disk } from '../backends/disk/disk.js';
 import { closeDrives, openDrives } from '../backends/disk/open-drives.js';
+import { FrameStream } from '../backends/frame-stream.js';
 import { Tap } from '../backends/tap/tap.js';
 import { addon, type RunHost } from '../kvm/addon.js';
 import type { NetBackend } from '../virtio/net/backend.js';
@@ -38,9 +39,12 @@ export class HostServices implements Disposable {
     this.#post = post;
     try {
       this.drives.push(...openDrives(data.config.drives));
-      for (const { tap } of data.config.networks) {
-        if (tap !== undefined) this.networks.push(new Tap(tap, this.events));
-      }
+      data.config.networks.forEach(({ tap }, index) => {
+        const { events, networks } = this;
+        networks.push(
+          tap === undefined ? new FrameStream(data.networks[index] as number, events) : new Tap(tap, events),
+        );
+      });
     } catch (error) {
       this[Symbol.dispose]();
       throw error;

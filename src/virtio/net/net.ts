@@ -148,7 +148,7 @@ export class Net implements VirtioDevice {
     this.#changed = configChanged;
     [this.#receiveQueue, this.#transmitQueue] = queues;
     this.#backend.setOffloads(this.#receiveOffloads);
-    this.#backend.awaitReadable();
+    this.#next.arm(1); // there may be frames already
   }
 
   handleQueue(index: number): void {
