@@ -1,5 +1,6 @@
 /** tsvisor: virtual machines in a Node program. Everything public is exported here and nowhere else. */
 
+export type { ConsoleSize } from './backends/port-stream.js';
 export type { Flow } from './backends/user-network/flow.js';
 export type { HostForward } from './backends/user-network/host-forward.js';
 export {

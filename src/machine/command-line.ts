@@ -9,8 +9,8 @@ const COMMON = [
   'panic=-1', // a panic resets too: a machine never hangs on one
 ];
 
-/** The console, when there is one. 'r': RTS/CTS, so that a paste waits for the guest. */
-const CONSOLE = 'console=ttyS0,115200n8r';
+/** The serial console, when there is one. 'r': RTS/CTS, so that a paste waits for the guest. */
+const SERIAL = 'console=ttyS0,115200n8r';
 
 /** For a guest kernel that is interpreted instruction by instruction. */
 const INTERPRETED = [
@@ -30,7 +30,9 @@ const INTERPRETED = [
 
 /** The kernel command line: what suits this host, then what the user appends (Linux lets the last word win). */
 export function commandLine(config: ResolvedConfig, flavour: KvmFlavour): string {
-  const words = [...(config.serial ? [CONSOLE] : []), ...COMMON];
+  const words = config.serial ? [SERIAL] : [];
+  if (config.console === 'hvc0') words.push('console=hvc0'); // the last one is /dev/console
+  words.push(...COMMON);
   if (flavour === 'interpreted') words.push(...INTERPRETED);
   if (config.terminal) {
     const { type, rows, columns } = config.terminal;

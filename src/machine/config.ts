@@ -18,6 +18,11 @@ export interface MachineConfig extends DeviceOptions {
   readonly onReset?: 'restart' | 'end';
   /** Whether ttyS0 is the guest's console (default) or the port is left out. */
   readonly serial?: boolean;
+  /**
+   * The guest's /dev/console: `ttyS0`, or `hvc0`, the first console port that is a terminal. Default ttyS0, and without
+   * `serial` hvc0, if there is one. What the kernel says goes to ttyS0, where it exists, in any case.
+   */
+  readonly console?: 'ttyS0' | 'hvc0';
   /** Terminal type, rows and columns told to the default init through the command line. */
   readonly terminal?: { readonly type: string; readonly rows: number; readonly columns: number };
 }
@@ -31,6 +36,7 @@ export interface ResolvedConfig extends DeviceConfig {
   readonly cpus: number;
   readonly onReset: 'restart' | 'end';
   readonly serial: boolean;
+  readonly console: 'ttyS0' | 'hvc0' | undefined;
   readonly terminal: MachineConfig['terminal'];
 }
 
@@ -58,5 +64,22 @@ export function resolveConfig(config: MachineConfig): ResolvedConfig {
   if (onReset !== 'restart' && onReset !== 'end')
     throw new UsageError(`onReset: ${onReset} is neither restart nor end`);
   const { terminal } = config;
-  return { kernel, initrd, append, memory, cpus, onReset, serial, terminal, ...resolveDevices(config) };
+  const devices = resolveDevices(config);
+  const console = resolveConsole(config.console, serial, devices);
+  return { kernel, initrd, append, memory, cpus, onReset, serial, console, terminal, ...devices };
+}
+
+function resolveConsole(
+  wanted: MachineConfig['console'],
+  serial: boolean,
+  { consolePorts }: DeviceConfig,
+): ResolvedConfig['console'] {
+  const hvc = consolePorts.some(({ console }) => console);
+  if (wanted === undefined) return serial ? 'ttyS0' : hvc ? 'hvc0' : undefined;
+  if (wanted !== 'ttyS0' && wanted !== 'hvc0') throw new UsageError(`console: ${wanted} is neither ttyS0 nor hvc0`);
+  if (wanted === 'ttyS0' ? !serial : !hvc) {
+    const lack = wanted === 'ttyS0' ? 'serial is false' : 'no console port has console: true';
+    throw new UsageError(`console: there is no ${wanted}, since ${lack}`);
+  }
+  return wanted;
 }

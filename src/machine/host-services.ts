@@ -2,6 +2,7 @@ import { ByteStream } from '../backends/byte-stream.js';
 import type { Disk } from '../backends/disk/disk.js';
 import { closeDrives, openDrives } from '../backends/disk/open-drives.js';
 import { FrameStream } from '../backends/frame-stream.js';
+import { PortStream } from '../backends/port-stream.js';
 import { Tap } from '../backends/tap/tap.js';
 import { addon, type RunHost } from '../kvm/addon.js';
 import type { NetBackend } from '../virtio/net/backend.js';
@@ -22,6 +23,7 @@ export class HostServices implements Disposable {
   /** In the order of the configuration. Their writes, their locks outlive a reset. */
   readonly drives: Disk[] = [];
   /** In the order of the configuration. */
+  readonly consolePorts: readonly PortStream[];
   readonly networks: (NetBackend & Disposable)[] = [];
   readonly #post: (message: MachineMessage) => void;
   #end: MachineEnd | undefined;
@@ -36,6 +38,9 @@ export class HostServices implements Disposable {
   constructor(data: MachineThreadData, post: (message: MachineMessage) => void) {
     this.#logs = data.logs;
     this.serial = data.config.serial ? new ByteStream(data.serial, this.events) : undefined;
+    this.consolePorts = data.config.consolePorts.map(
+      ({ name, console }, i) => new PortStream(name, console, data.consolePorts[i] as number, this.events),
+    );
     this.#post = post;
     try {
       this.drives.push(...openDrives(data.config.drives));

@@ -36,7 +36,7 @@ class Control {
     }
   }
 
-  #handle({ id, command }: ControlRequest): void {
+  #handle({ id, command, resize }: ControlRequest): void {
     if (command === 'stop') {
       this.#host.finish({ reason: 'stopped', code: null, message: 'the machine was stopped' });
     } else if (command === 'start' || command === 'resume') {
@@ -46,6 +46,8 @@ class Control {
     } else if (command === 'pause') {
       this.#host.setRunning(false);
       this.state = 'paused';
+    } else if (command === 'resize' && resize) {
+      this.#host.consolePorts[resize.port]?.resize(resize.size);
     }
     const answer = { state: this.state, stats: this.#host.statistics.snapshot() };
     this.#port.postMessage({ type: 'reply', id, answer } satisfies MachineMessage);

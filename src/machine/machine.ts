@@ -1,7 +1,8 @@
 import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { Worker } from 'node:worker_threads';
-import { errnoName, errorFromData, TsvisorError } from '../errors.js';
+import type { ConsoleSize } from '../backends/port-stream.js';
+import { errnoName, errorFromData, TsvisorError, UsageError } from '../errors.js';
 import { addon } from '../kvm/addon.js';
 import { type MachineConfig, type ResolvedConfig, resolveConfig } from './config.js';
 import { type Deferred, deferred } from './deferred.js';
@@ -29,9 +30,11 @@ export interface MachineOptions {
 export class Machine implements AsyncDisposable {
   /** ttyS0: what the guest prints is read, what is written the guest reads; both with back-pressure. */
   readonly serial: Duplex;
+  readonly #ports: readonly { readonly name: string; readonly console: boolean; readonly stream: Duplex }[];
   readonly #worker: Worker;
   readonly #doorbell: number;
   readonly #descriptors: number[];
+  readonly #streams: Duplex[] = [];
   readonly #exited: Promise<void>;
   readonly #ended = deferred<MachineEnd>();
   readonly #pending = new Map<number, Deferred<ControlAnswer>>();
@@ -44,23 +47,21 @@ export class Machine implements AsyncDisposable {
   private constructor(config: ResolvedConfig, options: MachineOptions) {
     this.#onLog = options.onLog ?? (() => {});
     this.#doorbell = checked('eventfd', addon.eventfd(0));
-    const pair = addon.socketpair();
-    if (typeof pair === 'number') {
-      addon.close(this.#doorbell);
-      throw new TsvisorError('ERR_INTERNAL', `socketpair: ${errnoName(-pair)}`);
-    }
-    const [here, there] = pair;
-    addon.release(here); // the Socket closes it
-    this.#descriptors = [this.#doorbell, there];
-    this.serial = new Socket({ fd: here, readable: true, writable: true });
-    // The machine's end of the pair disappears with its thread, whatever was still to be written.
-    this.serial.on('error', () => {});
+    this.#descriptors = [this.#doorbell];
+    const [serial, serialThere] = this.#openStream();
+    this.serial = serial;
+    const consolePorts: number[] = [];
+    this.#ports = config.consolePorts.map(({ name, console }) => {
+      const [stream, there] = this.#openStream();
+      consolePorts.push(there);
+      return { name, console, stream };
+    });
 
     const data: MachineThreadData = {
       config,
       doorbell: this.#doorbell,
-      serial: there,
-      consolePorts: [],
+      serial: serialThere,
+      consolePorts,
       networks: [],
       logs: options.onLog !== undefined,
     };
@@ -124,6 +125,30 @@ export class Machine implements AsyncDisposable {
     return this.wait();
   }
 
+  /**
+   * The host's end of a console port: what the guest sends is read, what is written the guest gets; both with
+   * back-pressure. Once it is destroyed, the guest's output is discarded.
+   * @param name as in the configuration's `consolePorts`. @throws UsageError if there is none of that name.
+   */
+  port(name: string): Duplex {
+    return this.#portNamed(name).stream;
+  }
+
+  /**
+   * Tells the guest the size of the terminal at a console port, 1 to 65535 each way; its programs get SIGWINCH. Before
+   * start() it is the size from the beginning.
+   * @throws UsageError if there is no such console.
+   */
+  async resizeConsole(name: string, size: ConsoleSize): Promise<void> {
+    const { rows, columns } = size;
+    const entry = this.#portNamed(name);
+    if (!entry.console) throw new UsageError(`console port '${name}' has no size: it is not a console`);
+    if (![rows, columns].every((n) => Number.isInteger(n) && n >= 1 && n <= 65535)) {
+      throw new UsageError(`console port '${name}': ${rows} rows and ${columns} columns are not 1 to 65535 each`);
+    }
+    await this.#request('resize', { port: this.#ports.indexOf(entry), size: { rows, columns } });
+  }
+
   /** State and statistics now. */
   async query(): Promise<{ state: MachineState; stats: MachineStats }> {
     if (this.#final) return { state: 'ended', stats: this.#final.stats };
@@ -140,31 +165,52 @@ export class Machine implements AsyncDisposable {
     if (!this.#final && !this.#failure) await this.stop().catch(() => {});
     await this.#worker.terminate();
     await this.#exited;
-    if (!this.serial.destroyed) {
-      const closed = new Promise((resolve) => this.serial.once('close', resolve));
-      this.serial.destroy();
-      await closed;
-    }
+    await Promise.all(this.#streams.map(destroyed));
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
 
-  #request(command: ControlRequest['command']): Promise<ControlAnswer> {
+  /** A socketpair: the main thread's end as a stream, the machine thread's as a descriptor. */
+  #openStream(): [Duplex, number] {
+    const pair = addon.socketpair();
+    if (typeof pair === 'number') {
+      for (const fd of this.#descriptors) addon.close(fd);
+      for (const stream of this.#streams) stream.destroy();
+      throw new TsvisorError('ERR_INTERNAL', `socketpair: ${errnoName(-pair)}`);
+    }
+    const [here, there] = pair;
+    this.#descriptors.push(there);
+    addon.release(here); // the Socket closes it
+    const stream = new Socket({ fd: here, readable: true, writable: true });
+    // The machine's end of the pair disappears with its thread, whatever was still to be written.
+    stream.on('error', () => {});
+    this.#streams.push(stream);
+    return [stream, there];
+  }
+
+  #portNamed(name: string) {
+    const port = this.#ports.find((port) => port.name === name);
+    if (port) return port;
+    const names = this.#ports.map((port) => port.name).join(', ');
+    throw new UsageError(`there is no console port '${name}'; this machine has ${names || 'none'}`);
+  }
+
+  #request(command: ControlRequest['command'], resize?: ControlRequest['resize']): Promise<ControlAnswer> {
     if (this.#failure) return Promise.reject(this.#failure);
     if (this.#final) {
       const why = `the machine has ended (${this.#final.end.message}): it cannot ${command}`;
       return Promise.reject(new TsvisorError('ERR_MACHINE_STATE', why));
     }
     const pending = deferred<ControlAnswer>();
-    this.#pending.set(this.#send(command), pending);
+    this.#pending.set(this.#send(command, resize), pending);
     return pending.promise;
   }
 
-  #send(command: ControlRequest['command']): number {
+  #send(command: ControlRequest['command'], resize?: ControlRequest['resize']): number {
     const id = this.#nextId++;
-    this.#worker.postMessage({ id, command } satisfies ControlRequest);
+    this.#worker.postMessage({ id, command, ...(resize && { resize }) } satisfies ControlRequest);
     addon.write(this.#doorbell, DOORBELL, 0, DOORBELL.length);
     return id;
   }
@@ -204,6 +250,13 @@ export class Machine implements AsyncDisposable {
     for (const pending of this.#pending.values()) pending.reject(error);
     this.#pending.clear();
   }
+}
+
+async function destroyed(stream: Duplex): Promise<void> {
+  if (stream.destroyed) return;
+  const closed = new Promise((resolve) => stream.once('close', resolve));
+  stream.destroy();
+  await closed;
 }
 
 function checked(call: string, result: number): number {

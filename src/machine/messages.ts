@@ -1,3 +1,4 @@
+import type { ConsoleSize } from '../backends/port-stream.js';
 import type { ErrorData } from '../errors.js';
 import type { ResolvedConfig } from './config.js';
 import type { MachineEnd, MachineStats } from './end.js';
@@ -20,7 +21,9 @@ export type MachineState = 'created' | 'running' | 'paused' | 'ended';
 /** Main thread to machine thread; each is answered by a reply with its id. */
 export interface ControlRequest {
   readonly id: number;
-  readonly command: 'start' | 'pause' | 'resume' | 'stop' | 'query';
+  readonly command: 'start' | 'pause' | 'resume' | 'stop' | 'query' | 'resize';
+  /** Of `resize`: the console port, by number, and its size. */
+  readonly resize?: { readonly port: number; readonly size: ConsoleSize };
 }
 
 export interface ControlAnswer {

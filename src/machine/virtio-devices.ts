@@ -5,6 +5,7 @@ import type { OneShotTimer } from '../devices/host.js';
 import type { VmFd } from '../kvm/vm.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import { Blk } from '../virtio/blk/blk.js';
+import { VirtioConsole } from '../virtio/console/console.js';
 import type { VirtioDevice } from '../virtio/device.js';
 import type { NetBackend } from '../virtio/net/backend.js';
 import { Net } from '../virtio/net/net.js';
@@ -64,5 +65,10 @@ function makeDevices({ config, memory, io, host, own }: VirtioParts): VirtioDevi
     io.onBatch(() => blk.publish());
     return blk;
   });
-  return [...drives, ...networks, ...(config.rng ? [new Rng({ ...config.rng, now, timer })] : [])];
+  return [
+    ...drives,
+    ...networks,
+    ...(host.consolePorts.length > 0 ? [new VirtioConsole({ ports: host.consolePorts, io, timer })] : []),
+    ...(config.rng ? [new Rng({ ...config.rng, now, timer })] : []),
+  ];
 }

@@ -1,0 +1,110 @@
+import { addon } from '../kvm/addon.js';
+import { EPOLLIN, EPOLLOUT } from '../kvm/generated/abi.js';
+import type { FdEvents } from '../machine/fd-events.js';
+import type { Segments } from '../virtio/segments.js';
+import { type GuestIo, IoOperation } from './guest-io.js';
+
+/** Of a terminal, in characters. */
+export interface ConsoleSize {
+  readonly rows: number;
+  readonly columns: number;
+}
+
+const EAGAIN = 11;
+/** Offset that makes GuestIo read and write streams. */
+const STREAM = -1;
+
+/**
+ * The machine's end of a console port's socket, and what the host says of the port. Bytes go between the socket and guest
+ * memory without a stop: what the socket does not take stays with the guest, what the guest has no room for stays in the
+ * socket. It outlives the guest's resets.
+ */
+export class PortStream {
+  readonly name: string;
+  /** Whether it is a terminal (hvc) and not a plain port. */
+  readonly console: boolean;
+  /** Of the terminal at the host's end; 0 by 0 while nobody has said. */
+  size: ConsoleSize = { rows: 0, columns: 0 };
+  readonly #fd: number;
+  readonly #watch: (events: number) => void;
+  readonly #byte = new Uint8Array(1);
+  /** The events waited for; undefined when none are, not even the end of the other side. */
+  #awaited: number | undefined;
+  #inputEnded = false;
+  #outputGone = false;
+
+  /** Called after wait(), when reading or writing may get on; perhaps once too often. */
+  onReady: () => void = () => {};
+  onResize: () => void = () => {};
+
+  /** @param fd non-blocking; stays the caller's. */
+  constructor(name: string, console: boolean, fd: number, events: FdEvents) {
+    this.name = name;
+    this.console = console;
+    this.#fd = fd;
+    this.#watch = events.add(fd, () => this.#ready());
+  }
+
+  /** Whether no byte will ever come or go any more: the other side is closed and all that it sent was read. */
+  get closed(): boolean {
+    return this.#inputEnded && this.#outputGone;
+  }
+
+  get inputEnded(): boolean {
+    return this.#inputEnded;
+  }
+
+  /** Moves input into guest memory. @returns bytes; 0 when there is none now, or none any more. */
+  read(io: GuestIo, into: Segments): number {
+    if (this.#inputEnded) return 0;
+    const count = io.transfer(IoOperation.read, this.#fd, STREAM, into, 0);
+    if (count > 0) return count;
+    if (count !== -EAGAIN) {
+      this.#inputEnded = true;
+      this.#probe();
+    }
+    return 0;
+  }
+
+  /** Moves output from guest memory. @returns bytes; fewer than all when the socket is full. */
+  write(io: GuestIo, from: Segments): number {
+    if (!this.#outputGone) {
+      const count = io.transfer(IoOperation.write, this.#fd, STREAM, from, 0);
+      if (count >= 0) return count;
+      if (count === -EAGAIN) return 0;
+      this.#outputGone = true;
+    }
+    return from.length; // nobody will ever read: the guest must not wait for it
+  }
+
+  /** One byte of output, lost if the socket is full. */
+  writeByte(byte: number): void {
+    this.#byte[0] = byte;
+    addon.write(this.#fd, this.#byte, 0, 1);
+  }
+
+  /** Asks for one onReady() when there is input, or room for output, as told; the end of the other side always counts. */
+  wait(forInput: boolean, forOutput: boolean): void {
+    const events = (forInput && !this.#inputEnded ? EPOLLIN : 0) | (forOutput ? EPOLLOUT : 0);
+    // Once the other side is gone epoll would report just that, for ever.
+    if (this.#outputGone || events === this.#awaited) return;
+    this.#awaited = events;
+    this.#watch(events);
+  }
+
+  resize(size: ConsoleSize): void {
+    this.size = size;
+    this.onResize();
+  }
+
+  #ready(): void {
+    if (this.#awaited === 0) this.#probe(); // no read and no write will tell
+    this.#awaited = undefined;
+    this.onReady();
+  }
+
+  /** A write of nothing fails when nobody can read. */
+  #probe(): void {
+    if (addon.write(this.#fd, this.#byte, 0, 0) < 0) this.#outputGone = true;
+  }
+}
