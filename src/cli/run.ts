@@ -1,20 +1,17 @@
-import { createWriteStream } from 'node:fs';
-import type { Writable } from 'node:stream';
-import { finished } from 'node:stream/promises';
 import type { Argv } from 'yargs';
-import { TsvisorError, UsageError } from '../errors.js';
+import { UsageError } from '../errors.js';
 import type { MachineConfig } from '../machine/config.js';
-import { deferred } from '../machine/deferred.js';
+import type { ConsolePortConfig } from '../machine/device-config.js';
 import { type MachineEnd, type MachineStats, now } from '../machine/end.js';
 import { Machine } from '../machine/machine.js';
 import { initramfsPath, kernelPath } from './default-guest.js';
 import { parseDrive } from './drive-option.js';
-import { CLOSED_STDOUT_EXIT, END_EXIT, ERROR_EXIT, ESCAPE_EXIT, SIGNAL_EXIT, TIMEOUT_EXIT } from './exit-codes.js';
 import { createLog, LOG_LEVELS } from './log.js';
 import { parseNetworks } from './net-option.js';
 import { OutputFile } from './output-file.js';
+import { Session } from './session.js';
 import { parseSize } from './size.js';
-import { EscapeFilter, rawTerminal } from './terminal.js';
+import { CONSOLE_PORT, parseStreams } from './streams.js';
 
 export const command = 'run';
 export const describe = 'Boot a Linux guest, with this terminal as its console';
@@ -30,13 +27,30 @@ export function builder(yargs: Argv) {
     .option('append', { type: 'string', requiresArg: true, describe: 'more kernel command line' })
     .option('memory', { alias: 'm', type: 'string', default: '64M', describe: 'guest RAM; a bare number is MiB' })
     .option('cpus', { type: 'number', default: 1, describe: 'number of vCPUs (1)' })
-    .option('serial', { type: 'string', default: 'stdio', describe: 'ttyS0: stdio, none or file:PATH' })
     .option('drive', {
       type: 'string',
       array: true,
       requiresArg: true,
       describe:
         'a disk: FILE or file=FILE[,readonly][,cache=writeback|none|unsafe][,overlay=FILE][,id=NAME]; repeatable',
+    })
+    .option('serial', {
+      type: 'string',
+      describe: 'ttyS0: stdio, none or file:PATH [default: stdio; none with --console stdio]',
+    })
+    .option('console', {
+      type: 'string',
+      default: 'none',
+      describe: 'hvc0: stdio, none, file:PATH or socket:PATH; /dev/console if stdio, or if ttyS0 is none',
+    })
+    .option('port', {
+      type: 'string',
+      array: true,
+      nargs: 1,
+      requiresArg: true,
+      default: [] as string[],
+      defaultDescription: 'none',
+      describe: 'a byte stream of the guest: name=NAME,socket=PATH or name=NAME,file=PATH; repeatable',
     })
     .option('net', {
       type: 'string',
@@ -65,6 +79,8 @@ export function builder(yargs: Argv) {
     .example('$0 run --kernel vmlinux --initrd rootfs.cpio', 'boot your own; the console stays ttyS0')
     .example('$0 run --drive disk.img --drive file=data.img,readonly', 'with disks: /dev/vda, /dev/vdb')
     .example('$0 run -m 256M --append "debug loglevel=7"', 'more memory, a chattier kernel')
+    .example('$0 run --console stdio', 'the terminal as hvc0: the guest knows its size')
+    .example('$0 run --port name=agent,socket=agent.sock', 'one client at a time talks to a program in the guest')
     .example("printf 'uname -a\\npoweroff\\n' | $0 run", 'a script on the guest’s shell')
     .epilogue(
       'Keys: Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A h helps.\n' +
@@ -77,7 +93,7 @@ export function builder(yargs: Argv) {
 type RunArguments = Awaited<ReturnType<typeof builder>['argv']>;
 
 export async function handler(args: RunArguments): Promise<void> {
-  const serial = parseSerial(args.serial);
+  const streams = parseStreams(args);
   const timeout = parseTimeout(args.timeout);
   const memory = parseSize('memory', args.memory);
   const stats = args.stats === undefined ? undefined : new OutputFile('stats', args.stats);
@@ -90,15 +106,17 @@ export async function handler(args: RunArguments): Promise<void> {
       memory,
       cpus: args.cpus,
       onReset: args.noReboot ? 'end' : 'restart',
-      serial: serial.kind !== 'none',
-      ...terminalOf(serial),
+      serial: streams.serial.target.kind !== 'none',
+      consolePorts: consolePorts(streams),
+      ...(streams.console.target.kind === 'stdio' ? { console: 'hvc0' } : {}),
+      ...terminalOf(streams),
       networks: parseNetworks(args.net),
       drives: (args.drive ?? []).map(parseDrive),
       rng: args.rng,
       acpi: args.acpi,
     };
     await using machine = await Machine.create(config, options);
-    const session = new Session(machine, serial, timeout);
+    const session = new Session(machine, streams, timeout);
     const { code, end } = await session.run();
     if (code !== 0 && end.reason !== 'guest-exit' && end.reason !== 'stopped') {
       process.stderr.write(`tsvisor: ${end.message}\n`);
@@ -111,12 +129,9 @@ export async function handler(args: RunArguments): Promise<void> {
   }
 }
 
-type Serial = { kind: 'stdio' } | { kind: 'none' } | { kind: 'file'; path: string };
-
-function parseSerial(text: string): Serial {
-  if (text === 'stdio' || text === 'none') return { kind: text };
-  if (text.startsWith('file:') && text.length > 5) return { kind: 'file', path: text.slice(5) };
-  throw new UsageError(`--serial: '${text}' is not stdio, none or file:PATH`);
+function consolePorts({ console, ports }: ReturnType<typeof parseStreams>): ConsolePortConfig[] {
+  const terminal = console.target.kind === 'none' ? [] : [{ name: CONSOLE_PORT, console: true }];
+  return [...terminal, ...ports.map(({ name }) => ({ name }))];
 }
 
 function parseTimeout(seconds: number | undefined): number | undefined {
@@ -131,9 +146,9 @@ async function initrdOf({ kernel, initrd, append }: RunArguments): Promise<{ ini
   return kernel === undefined && !hasRoot ? { initrd: await initramfsPath() } : {};
 }
 
-function terminalOf(serial: Serial): Pick<MachineConfig, 'terminal'> {
+function terminalOf({ serial, console }: ReturnType<typeof parseStreams>): Pick<MachineConfig, 'terminal'> {
   const { stdin, stdout, env } = process;
-  if (serial.kind !== 'stdio' || !stdin.isTTY || !stdout.isTTY) return {};
+  if ((serial.target.kind !== 'stdio' && console.target.kind !== 'stdio') || !stdin.isTTY || !stdout.isTTY) return {};
   return { terminal: { type: env.TERM ?? 'vt102', rows: stdout.rows, columns: stdout.columns } };
 }
 
@@ -150,117 +165,4 @@ function report(stats: MachineStats, end: MachineEnd, code: number): object {
     peakRssBytes: process.resourceUsage().maxRSS * 1024,
     end: { reason: end.reason, code, message: end.message },
   };
-}
-
-/** How long a machine thread may take to obey a stop before the process gives up on it, in milliseconds. */
-const STOP_GRACE = 5000;
-
-const CTRL_D = '\x04';
-
-/** One machine on this terminal, until it ends or a signal, the escape key, a closed stdout or the clock ends it. */
-class Session {
-  readonly #machine: Machine;
-  readonly #serial: Serial;
-  readonly #timeout: number | undefined;
-  readonly #stopped = deferred<void>();
-  /** The exit code of what stopped the machine from outside. */
-  #stopCode: number | undefined;
-  #failure: Error | undefined;
-  #endOfInput: NodeJS.Timeout | undefined;
-  #restoreTerminal = () => {};
-
-  constructor(machine: Machine, serial: Serial, timeout: number | undefined) {
-    this.#machine = machine;
-    this.#serial = serial;
-    this.#timeout = timeout;
-  }
-
-  async run(): Promise<{ code: number; end: MachineEnd }> {
-    const removeSignals = this.#handleSignals();
-    const timer = this.#timeout && setTimeout(() => this.#stop(TIMEOUT_EXIT), this.#timeout * 1e3);
-    try {
-      const output = this.#attachOutput();
-      if (this.#serial.kind === 'stdio') this.#attachStdin();
-      await this.#machine.start();
-      const end = await this.#machine.wait();
-      // What the guest said last is still on its way, unless nobody waits for it any more.
-      await Promise.race([output, this.#stopped.promise]);
-      if (this.#failure) throw this.#failure;
-      return { code: this.#exitCode(end), end };
-    } finally {
-      if (timer) clearTimeout(timer);
-      clearInterval(this.#endOfInput);
-      removeSignals();
-      this.#restoreTerminal();
-      process.stdin.destroy();
-    }
-  }
-
-  #exitCode(end: MachineEnd): number {
-    if (end.reason === 'stopped') return this.#stopCode ?? ERROR_EXIT.ERR_INTERNAL;
-    return end.reason === 'guest-exit' ? (end.code ?? 0) : END_EXIT[end.reason];
-  }
-
-  #stop(code: number): void {
-    if (this.#stopCode !== undefined) return;
-    this.#stopCode = code;
-    void this.#machine.stop().then(() => this.#stopped.resolve(), this.#stopped.reject);
-    setTimeout(() => {
-      this.#restoreTerminal();
-      process.kill(process.pid, 'SIGKILL'); // process.exit() would wait for the thread that does not answer
-    }, STOP_GRACE).unref();
-  }
-
-  #handleSignals(): () => void {
-    const handlers = Object.entries(SIGNAL_EXIT).map(([signal, code]) => {
-      const onSignal = () => this.#stop(code);
-      process.on(signal, onSignal);
-      return () => process.removeListener(signal, onSignal);
-    });
-    return () => {
-      for (const remove of handlers) remove();
-    };
-  }
-
-  /** @returns when everything the guest printed is written. */
-  #attachOutput(): Promise<void> {
-    const { serial } = this.#machine;
-    if (this.#serial.kind === 'none') {
-      serial.resume();
-      return Promise.resolve();
-    }
-    const target: Writable = this.#serial.kind === 'file' ? createWriteStream(this.#serial.path) : process.stdout;
-    const toFile = target !== process.stdout;
-    target.on('error', (error: NodeJS.ErrnoException) => {
-      if (toFile) this.#failure ??= new TsvisorError('ERR_OUTPUT', `--serial: cannot write: ${error.message}`);
-      this.#stop(toFile ? ERROR_EXIT.ERR_OUTPUT : CLOSED_STDOUT_EXIT);
-    });
-    serial.pipe(target, { end: toFile });
-    return finished(toFile ? target : serial, { writable: toFile }).catch(() => {});
-  }
-
-  #attachStdin(): void {
-    const { stdin } = process;
-    const { serial } = this.#machine;
-    if (stdin.isTTY) {
-      const filter = new EscapeFilter(
-        () => this.#stop(ESCAPE_EXIT),
-        (text) => process.stderr.write(text),
-      );
-      this.#restoreTerminal = rawTerminal();
-      stdin.pipe(filter).pipe(serial, { end: false });
-      return;
-    }
-    let any = false;
-    stdin.on('data', () => {
-      any = true;
-    });
-    // The end of a script is Ctrl-D to the guest's terminal, typed again every second while the guest takes it, since one
-    // that comes before anybody reads is lost. No input at all (</dev/null, a daemon) is not an end.
-    stdin.on('end', () => {
-      if (any) this.#endOfInput = setInterval(() => serial.writableLength === 0 && serial.write(CTRL_D), 1000);
-    });
-    stdin.on('error', () => {}); // a stdin that cannot be read is one that says nothing
-    stdin.pipe(serial, { end: false });
-  }
 }

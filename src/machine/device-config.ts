@@ -160,7 +160,9 @@ function resolvePorts(ports: readonly ConsolePortConfig[]): Required<ConsolePort
   const names = new Set<string>();
   return ports.map(({ name, console = false }, index) => {
     if (typeof name !== 'string' || !/^[A-Za-z0-9._-]+$/.test(name) || name.length > MAX_PORT_NAME) {
-      throw new UsageError(`consolePorts[${index}].name: must be letters, digits and ._- (at most ${MAX_PORT_NAME})`);
+      throw new UsageError(
+        `consolePorts[${index}].name: '${name}' is not letters, digits and ._- (at most ${MAX_PORT_NAME})`,
+      );
     }
     if (names.has(name)) throw new UsageError(`consolePorts[${index}].name: there is a '${name}' already`);
     names.add(name);

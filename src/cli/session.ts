@@ -1,0 +1,167 @@
+import type { Duplex } from 'node:stream';
+import { finished } from 'node:stream/promises';
+import { TsvisorError } from '../errors.js';
+import { deferred } from '../machine/deferred.js';
+import type { MachineEnd } from '../machine/end.js';
+import type { Machine } from '../machine/machine.js';
+import { CLOSED_STDOUT_EXIT, END_EXIT, ERROR_EXIT, ESCAPE_EXIT, SIGNAL_EXIT, TIMEOUT_EXIT } from './exit-codes.js';
+import {
+  CONSOLE_PORT,
+  type Connection,
+  connectFile,
+  connectSocket,
+  type parseStreams,
+  type StreamRequest,
+} from './streams.js';
+import { EscapeFilter, rawTerminal } from './terminal.js';
+
+/** How long a machine thread may take to obey a stop before the process gives up on it, in milliseconds. */
+const STOP_GRACE = 5000;
+
+const CTRL_D = '\x04';
+
+/** One machine on this terminal, until it ends or a signal, the escape key, a closed stdout or the clock ends it. */
+export class Session {
+  readonly #machine: Machine;
+  readonly #streams: ReturnType<typeof parseStreams>;
+  readonly #timeout: number | undefined;
+  readonly #connections: Connection[] = [];
+  readonly #stopped = deferred<void>();
+  /** The exit code of what stopped the machine from outside. */
+  #stopCode: number | undefined;
+  #failure: Error | undefined;
+  #endOfInput: NodeJS.Timeout | undefined;
+  #restoreTerminal = () => {};
+  #removeResize = () => {};
+
+  constructor(machine: Machine, streams: ReturnType<typeof parseStreams>, timeout: number | undefined) {
+    this.#machine = machine;
+    this.#streams = streams;
+    this.#timeout = timeout;
+  }
+
+  async run(): Promise<{ code: number; end: MachineEnd }> {
+    const removeSignals = this.#handleSignals();
+    const timer = this.#timeout && setTimeout(() => this.#stop(TIMEOUT_EXIT), this.#timeout * 1e3);
+    try {
+      await this.#connectAll();
+      await this.#machine.start();
+      const end = await this.#machine.wait();
+      // What the guest said last is still on its way, unless nobody waits for it any more.
+      await Promise.race([Promise.all(this.#connections.map((c) => c.done())), this.#stopped.promise]);
+      if (this.#failure) throw this.#failure;
+      return { code: this.#exitCode(end), end };
+    } finally {
+      if (timer) clearTimeout(timer);
+      clearInterval(this.#endOfInput);
+      removeSignals();
+      this.#removeResize();
+      this.#restoreTerminal();
+      process.stdin.destroy();
+      for (const connection of this.#connections) connection.close();
+    }
+  }
+
+  #exitCode(end: MachineEnd): number {
+    if (end.reason === 'stopped') return this.#stopCode ?? ERROR_EXIT.ERR_INTERNAL;
+    return end.reason === 'guest-exit' ? (end.code ?? 0) : END_EXIT[end.reason];
+  }
+
+  #stop(code: number): void {
+    if (this.#stopCode !== undefined) return;
+    this.#stopCode = code;
+    void this.#machine.stop().then(() => this.#stopped.resolve(), this.#stopped.reject);
+    setTimeout(() => {
+      this.#restoreTerminal();
+      for (const connection of this.#connections) connection.close();
+      process.kill(process.pid, 'SIGKILL'); // process.exit() would wait for the thread that does not answer
+    }, STOP_GRACE).unref();
+  }
+
+  #handleSignals(): () => void {
+    const handlers = Object.entries(SIGNAL_EXIT).map(([signal, code]) => {
+      const onSignal = () => this.#stop(code);
+      process.on(signal, onSignal);
+      return () => process.removeListener(signal, onSignal);
+    });
+    return () => {
+      for (const remove of handlers) remove();
+    };
+  }
+
+  async #connectAll(): Promise<void> {
+    const { serial, console, ports } = this.#streams;
+    await this.#connect(this.#machine.serial, serial);
+    if (console.target.kind !== 'none') await this.#connect(this.#machine.port(CONSOLE_PORT), console);
+    for (const port of ports) await this.#connect(this.#machine.port(port.name), port);
+    if (console.target.kind === 'stdio') await this.#followSize();
+  }
+
+  async #connect(stream: Duplex, { option, target }: StreamRequest): Promise<void> {
+    switch (target.kind) {
+      case 'none':
+        stream.resume();
+        break;
+      case 'file':
+        this.#connections.push(
+          connectFile(stream, target.path, (error) => {
+            this.#failure ??= new TsvisorError('ERR_OUTPUT', `${option}: cannot write: ${error.message}`);
+            this.#stop(ERROR_EXIT.ERR_OUTPUT);
+          }),
+        );
+        break;
+      case 'socket':
+        this.#connections.push(await connectSocket(stream, option, target.path));
+        break;
+      case 'stdio':
+        this.#connections.push(this.#connectStdout(stream));
+        this.#connectStdin(stream);
+        break;
+    }
+  }
+
+  #connectStdout(stream: Duplex): Connection {
+    process.stdout.on('error', () => this.#stop(CLOSED_STDOUT_EXIT));
+    stream.pipe(process.stdout, { end: false });
+    const written = finished(stream, { writable: false }).catch(() => {});
+    return { done: () => written, close: () => {} };
+  }
+
+  #connectStdin(stream: Duplex): void {
+    const { stdin } = process;
+    if (stdin.isTTY) {
+      const filter = new EscapeFilter(
+        () => this.#stop(ESCAPE_EXIT),
+        (text) => process.stderr.write(text),
+      );
+      this.#restoreTerminal = rawTerminal();
+      stdin.pipe(filter).pipe(stream, { end: false });
+      return;
+    }
+    let any = false;
+    stdin.on('data', () => {
+      any = true;
+    });
+    // The end of a script is Ctrl-D to the guest's terminal, typed again every second while the guest takes it, since one
+    // that comes before anybody reads is lost. No input at all (</dev/null, a daemon) is not an end.
+    stdin.on('end', () => {
+      if (any) this.#endOfInput = setInterval(() => stream.writableLength === 0 && stream.write(CTRL_D), 1000);
+    });
+    stdin.on('error', () => {}); // a stdin that cannot be read is one that says nothing
+    stdin.pipe(stream, { end: false });
+  }
+
+  /** The guest's terminal has the size of this one. */
+  async #followSize(): Promise<void> {
+    const { stdout } = process;
+    if (!stdout.isTTY) return;
+    const tell = async () => {
+      const { rows, columns } = stdout;
+      if (rows > 0 && columns > 0) await this.#machine.resizeConsole(CONSOLE_PORT, { rows, columns });
+    };
+    const onResize = () => void tell().catch(() => {}); // the machine may have ended
+    stdout.on('resize', onResize);
+    this.#removeResize = () => stdout.removeListener('resize', onResize);
+    await tell();
+  }
+}
