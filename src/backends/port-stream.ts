@@ -1,3 +1,4 @@
+import { setTimeout } from 'node:timers/promises';
 import { addon } from '../kvm/addon.js';
 import { EPOLLIN, EPOLLOUT } from '../kvm/generated/abi.js';
 import type { FdEvents } from '../machine/fd-events.js';
@@ -10,6 +11,8 @@ export interface ConsoleSize {
   readonly columns: number;
 }
 
+/** Milliseconds between attempts of drain(). */
+const DRAIN_INTERVAL = 5;
 const EAGAIN = 11;
 /** Offset that makes GuestIo read and write streams. */
 const STREAM = -1;
@@ -36,6 +39,8 @@ export class PortStream {
   /** Called after wait(), when reading or writing may get on; perhaps once too often. */
   onReady: () => void = () => {};
   onResize: () => void = () => {};
+  /** Writes what the guest has given to be written. @returns whether that is all. */
+  onDrain: () => boolean = () => true;
 
   /** @param fd non-blocking; stays the caller's. */
   constructor(name: string, console: boolean, fd: number, events: FdEvents) {
@@ -95,6 +100,11 @@ export class PortStream {
   resize(size: ConsoleSize): void {
     this.size = size;
     this.onResize();
+  }
+
+  /** Resolves when the guest's last output has reached the socket or nobody will read it. For after the run loop. */
+  async drain(): Promise<void> {
+    while (!this.onDrain()) await setTimeout(DRAIN_INTERVAL);
   }
 
   #ready(): void {

@@ -92,6 +92,12 @@ export class HostServices implements Disposable {
     this.#end = undefined;
   }
 
+  /** Resolves when what the guest said last is in its sockets; what was still in its queues, unless it was stopped. */
+  async drain({ reason }: MachineEnd): Promise<void> {
+    const ports = reason === 'stopped' ? [] : this.consolePorts;
+    await Promise.all([this.serial?.drain(), ...ports.map((port) => port.drain())]);
+  }
+
   log(level: 'debug' | 'info' | 'warn', message: string): void {
     if (this.#logs) this.#post({ type: 'log', level, message });
   }

@@ -66,15 +66,16 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
     let end: MachineEnd;
     for (;;) {
       end = runLoop(machine, host);
-      machine[Symbol.dispose]();
       if (end.reason !== 'guest-reset' || config.onReset === 'end') break;
+      machine[Symbol.dispose]();
       host.log('info', 'the guest reset itself: booting it again');
       host.clearEnd();
       machine = await VirtualMachine.build(config, host);
     }
     host.closeDrives();
     post({ type: 'ended', end, stats: host.statistics.snapshot() });
-    await host.serial?.drain();
+    await host.drain(end);
+    machine[Symbol.dispose]();
   } catch (error) {
     post({ type: 'failed', error: errorToData(error) });
   }

@@ -29,6 +29,8 @@ export class Port {
   /** What keeps input, or output, from getting on: the socket, or else the guest. */
   #awaitsInput = false;
   #awaitsRoom = false;
+  /** Nothing waits in the transmit queue. */
+  #transmitted = true;
 
   constructor(stream: PortStream, io: GuestIo, later: () => void) {
     this.stream = stream;
@@ -44,6 +46,7 @@ export class Port {
   reset(): void {
     this.#queues = this.#part = undefined;
     this.#open = this.#awaitsInput = this.#awaitsRoom = false;
+    this.#transmitted = true;
     this.#sent = 0;
   }
 
@@ -81,6 +84,13 @@ export class Port {
     this.#wait();
   }
 
+  /** What the guest wrote last, though it is at its end. @returns whether that is all. */
+  drain(): boolean {
+    this.#awaitsRoom = false;
+    this.transmit();
+    return this.#transmitted;
+  }
+
   /** Output, as far as the socket takes it. What it does not take stays in the queue. */
   transmit(): void {
     const queue = this.#queues?.transmit;
@@ -89,6 +99,7 @@ export class Port {
     let bytes = BYTES_AT_ONCE;
     for (let chains = CHAINS_AT_ONCE; ; chains--) {
       const chain = queue.pop();
+      this.#transmitted = chain === undefined;
       if (!chain) break;
       if (chains === 0 || bytes === 0) {
         queue.unpop(chain);
