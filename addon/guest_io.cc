@@ -243,7 +243,8 @@ napi_value GuestIo::Submit(napi_env env, napi_callback_info info) {
     return Throw(env, "submit(token, operation, fd, offset, length, pairs, count, bytes?)");
   job.operation = static_cast<Operation>(operation);
   if (job.operation == kCopy) {
-    if (count != 1) return Throw(env, "submit: copy takes one pair");
+    if (count != 1 || !(pairs[0] >= 0 && pairs[0] <= INT_MAX) || !(pairs[1] >= 0 && pairs[1] < 9e15))
+      return Throw(env, "submit: copy takes one pair, a descriptor and an offset");
     job.from = static_cast<int>(pairs[0]);
     job.fromOffset = static_cast<off_t>(pairs[1]);
   } else if (arguments.count > 7) {

@@ -220,7 +220,7 @@ test('too many devices are an error, with nothing written beyond the tables’ p
     }
     return low;
   };
-  const most = last(37, 2048, (count) => fits(count, 255));
+  const most = last(37, 2500, (count) => fits(count, 255));
   // To the byte, with CPUs to fill up: their entries are smaller than a device's.
   const cpus = last(1, 255, (cpus) => fits(most + 5, cpus));
   // The last that fits is whole.
