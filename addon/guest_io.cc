@@ -97,7 +97,8 @@ int Allocate(int fd, int mode, off_t offset, off_t length) {
   int result;
   do result = fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, offset, length);
   while (result != 0 && errno == EINTR);
-  return result == 0 ? 0 : -errno;
+  if (result == 0) return 0;
+  return errno == ENOSYS ? -EOPNOTSUPP : -errno;
 }
 
 int64_t WriteZeroes(int fd, off_t offset, off_t length) {
@@ -114,7 +115,7 @@ int64_t WriteZeroes(int fd, off_t offset, off_t length) {
 int64_t ZeroRange(int fd, off_t offset, off_t length) {
   for (int mode : {FALLOC_FL_ZERO_RANGE, FALLOC_FL_PUNCH_HOLE}) {
     int result = Allocate(fd, mode, offset, length);
-    if (result != -EOPNOTSUPP && result != -ENOSYS) return result;
+    if (result != -EOPNOTSUPP) return result;
   }
   return WriteZeroes(fd, offset, length);
 }

@@ -10,7 +10,7 @@ import { type Move, Transfer } from './transfer.js';
 const { EAGAIN, ECANCELED, EOPNOTSUPP } = constants.errno;
 
 /** What is tried at once, without a thread, in bytes: a page-cache copy of this takes well under 0.1 ms. */
-const MAX_INLINE = 256 * 1024;
+export const MAX_INLINE = 256 * 1024;
 /** What memory, offset and length of O_DIRECT must be multiples of, at first. Some hosts want more. */
 const DIRECT_ALIGNMENT = 512;
 const MAX_DIRECT_ALIGNMENT = 4096;
@@ -28,6 +28,7 @@ export class HostFile {
   #free: Transfer[] = [];
   /** By operation, whether RWF_NOWAIT is worth a try: of page-cache I/O, ext4 has it for reads alone and tmpfs not at all. */
   readonly #inline: [read: boolean, write: boolean] = [true, true];
+  #canPunch = true;
   #flushError = 0;
 
   /** Owns the descriptors. */
@@ -42,13 +43,18 @@ export class HostFile {
     this.#free = [];
   }
 
-  /** Operations are as Disk's. */
-  read(offset: number, into: Segments, request: IoRequest): number {
-    return this.#move(IoOperation.read, offset, into, request);
+  /** Operations are as Disk's. @param atOnce whether to try without a thread. */
+  read(offset: number, into: Segments, request: IoRequest, atOnce = true): number {
+    return this.#move(IoOperation.read, offset, into, request, atOnce);
   }
 
   write(offset: number, from: Segments, request: IoRequest): number {
-    return this.#move(IoOperation.write, offset, from, request);
+    return this.#move(IoOperation.write, offset, from, request, true);
+  }
+
+  /** What every flush ends with; 0 while none has failed. */
+  get flushError(): number {
+    return this.#flushError;
   }
 
   /**
@@ -65,15 +71,17 @@ export class HostFile {
     return PENDING;
   }
 
-  /** Gives blocks back to the host; the range reads as zeros. -EOPNOTSUPP where the host cannot. */
-  punchHole(offset: number, length: number, request: IoRequest): number {
-    this.io.submit(request, IoOperation.punchHole, this.fd, offset, length);
-    return PENDING;
+  /** Gives blocks back to the host where it can; the range then reads as zeros. */
+  discard(offset: number, length: number, request: IoRequest): number {
+    return this.#canPunch ? this.#punch(offset, length, request, () => 0) : 0;
   }
 
-  zeroRange(offset: number, length: number, request: IoRequest): number {
-    this.io.submit(request, IoOperation.zeroRange, this.fd, offset, length);
-    return PENDING;
+  zero(offset: number, length: number, unmap: boolean, request: IoRequest): number {
+    const zeroRange = (): number => {
+      this.io.submit(request, IoOperation.zeroRange, this.fd, offset, length);
+      return PENDING;
+    };
+    return unmap && this.#canPunch ? this.#punch(offset, length, request, zeroRange) : zeroRange();
   }
 
   /** Reads and writes that no thread has begun end with -ECANCELED. */
@@ -101,6 +109,17 @@ export class HostFile {
     this.#directAlignment = MAX_DIRECT_ALIGNMENT;
   }
 
+  /** @param otherwise what to do where the host cannot give blocks back. */
+  #punch(offset: number, length: number, request: IoRequest, otherwise: () => number): number {
+    const ioDone = (result: number): void => {
+      if (result === -EOPNOTSUPP) this.#canPunch = false;
+      const outcome = result === -EOPNOTSUPP ? otherwise() : result;
+      if (outcome !== PENDING) request.ioDone(outcome);
+    };
+    this.io.submit({ ioDone }, IoOperation.punchHole, this.fd, offset, length);
+    return PENDING;
+  }
+
   /** A transfer is over. */
   release(transfer: Transfer): void {
     this.#free.push(transfer);
@@ -111,12 +130,12 @@ export class HostFile {
     return this.#machine;
   }
 
-  #move(operation: Move, offset: number, segments: Segments, request: IoRequest): number {
+  #move(operation: Move, offset: number, segments: Segments, request: IoRequest, atOnce: boolean): number {
     if (segments.length === 0) return 0;
     const direct = this.#directFd >= 0 && aligned(offset, segments, this.#directAlignment);
     let done = 0;
     // O_DIRECT waits for the disk whatever the flags say.
-    if (!direct && this.#inline[operation] && segments.length <= MAX_INLINE) {
+    if (atOnce && !direct && this.#inline[operation] && segments.length <= MAX_INLINE) {
       const result = this.io.transfer(operation, this.fd, offset, segments, RWF_NOWAIT);
       if (result === segments.length) return 0;
       if (result === -EOPNOTSUPP) this.#inline[operation] = false;

@@ -13,8 +13,6 @@ export interface ImageFile {
   readonly size: number;
   readonly blockSize: number;
   readonly physicalBlockSize: number;
-  /** The same for every path of the same file or device. */
-  readonly identity: string;
   readonly stat: Stats;
 }
 
@@ -28,27 +26,50 @@ const FILE_BLOCK = 4096;
  */
 const WRITER_BYTE = 101;
 
+export interface OpenOptions {
+  readonly writable: boolean;
+  /** Also opens it with O_DIRECT. */
+  readonly direct: boolean;
+}
+
 /**
  * Opens and locks an image, a regular file or a block device: one writer alone, or any number of readers.
- * @param direct also opens it with O_DIRECT.
  * @throws DriveError that names the file.
  */
-export function openImage(path: string, { writable = true, direct = false } = {}): ImageFile {
+export function openImage(path: string, options: OpenOptions): ImageFile {
+  const { fd, directFd } = openLocked(path, options);
+  try {
+    return { fd, directFd, ...describe(fd, path) };
+  } catch (error) {
+    closeImage({ fd, directFd });
+    throw error;
+  }
+}
+
+/** As openImage(), whatever its size. */
+export function openLocked(path: string, { writable, direct }: OpenOptions): { fd: number; directFd: number } {
   checkKind(path);
   const mode = writable ? constants.O_RDWR : constants.O_RDONLY;
   // Not to wait for whatever has taken the file's place meanwhile.
   const flags = mode | constants.O_NONBLOCK | constants.O_NOCTTY;
   const fd = open(path, flags, writable);
-  let directFd = -1;
   try {
     lock(fd, path, writable);
-    if (direct) directFd = open(path, flags | constants.O_DIRECT, writable);
-    return { fd, directFd, ...describe(fd, path) };
+    return { fd, directFd: direct ? open(path, flags | constants.O_DIRECT, writable) : -1 };
   } catch (error) {
-    if (directFd >= 0) closeSync(directFd);
     closeSync(fd);
     throw error;
   }
+}
+
+export function closeImage({ fd, directFd }: { fd: number; directFd: number }): void {
+  closeSync(fd);
+  if (directFd >= 0) closeSync(directFd);
+}
+
+/** The same for every path of the same file or device. */
+export function identityOf(stat: Stats): string {
+  return stat.isBlockDevice() ? `device ${stat.rdev}` : `${stat.dev}:${stat.ino}`;
 }
 
 /** A DriveError of a system call's error. */
@@ -94,6 +115,7 @@ function open(path: string, flags: number, writable: boolean): number {
   }
 }
 
+/** Shared by readers, exclusive for a writer; it goes with the descriptor. */
 function lock(fd: number, path: string, writable: boolean): void {
   const results = writable
     ? [addon.ofdLock(fd, false, true, 0, 0)]
@@ -123,7 +145,6 @@ function describe(fd: number, path: string) {
     size,
     blockSize: device ? deviceInteger(fd, BLKSSZGET, SECTOR) : SECTOR,
     physicalBlockSize: device ? deviceInteger(fd, BLKPBSZGET, SECTOR) : FILE_BLOCK,
-    identity: device ? `device ${stat.rdev}` : `${stat.dev}:${stat.ino}`,
     stat,
   };
 }

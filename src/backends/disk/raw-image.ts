@@ -1,12 +1,9 @@
-import { constants } from 'node:os';
 import type { GuestMemory } from '../../memory/guest-memory.js';
 import type { Segments } from '../../virtio/segments.js';
 import type { GuestIo, IoRequest } from '../guest-io.js';
-import { type Disk, PENDING } from './disk.js';
+import type { Disk } from './disk.js';
 import { HostFile } from './host-file.js';
 import type { ImageFile } from './image-file.js';
-
-const { EOPNOTSUPP } = constants.errno;
 
 export interface RawImageOptions {
   readonly readOnly: boolean;
@@ -23,7 +20,6 @@ export class RawImage implements Disk {
   readonly physicalBlockSize: number;
   readonly #file: HostFile;
   readonly #unsafe: boolean;
-  #canPunch = true;
 
   /** Owns the image. */
   constructor(path: string, image: ImageFile, { readOnly, unsafe }: RawImageOptions) {
@@ -53,13 +49,11 @@ export class RawImage implements Disk {
   }
 
   discard(offset: number, length: number, request: IoRequest): number {
-    if (!this.#canPunch) return 0;
-    return this.#punch(offset, length, request, () => 0);
+    return this.#file.discard(offset, length, request);
   }
 
   zero(offset: number, length: number, unmap: boolean, request: IoRequest): number {
-    if (!unmap || !this.#canPunch) return this.#file.zeroRange(offset, length, request);
-    return this.#punch(offset, length, request, () => this.#file.zeroRange(offset, length, request));
+    return this.#file.zero(offset, length, unmap, request);
   }
 
   cancel(): void {
@@ -68,19 +62,5 @@ export class RawImage implements Disk {
 
   close(): void {
     this.#file.close();
-  }
-
-  /** @param otherwise what to do where the host cannot give blocks back. */
-  #punch(offset: number, length: number, request: IoRequest, otherwise: () => number): number {
-    const ioDone = (result: number): void => {
-      if (result !== -EOPNOTSUPP) {
-        request.ioDone(result);
-        return;
-      }
-      this.#canPunch = false;
-      const instead = otherwise();
-      if (instead !== PENDING) request.ioDone(instead);
-    };
-    return this.#file.punchHole(offset, length, { ioDone });
   }
 }
