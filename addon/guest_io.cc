@@ -20,6 +20,9 @@ namespace {
 // Enough to keep a disk's queue busy; made one by one as operations wait.
 constexpr size_t kMaxThreads = 8;
 
+// Of an offset or a length in bytes: a double is exact so far.
+constexpr double kMaxOffset = 9e15;
+
 napi_value Number(napi_env env, int64_t value) {
   napi_value result;
   napi_create_int64(env, value, &result);
@@ -40,10 +43,10 @@ class Arguments {
   bool Double(size_t i, double* value) const {
     return i < count && napi_get_value_double(env_, values_[i], value) == napi_ok;
   }
-  // An offset or a length in bytes, as far as a double is exact.
+  // An offset or a length in bytes.
   bool Offset(size_t i, off_t* value) const {
     double number;
-    if (!Double(i, &number) || !(number >= 0 && number < 9e15)) return false;
+    if (!Double(i, &number) || !(number >= 0 && number < kMaxOffset)) return false;
     *value = static_cast<off_t>(number);
     return true;
   }
@@ -185,7 +188,7 @@ void GuestIo::Stop() {
 bool GuestIo::Translate(const double* pairs, size_t count, std::vector<iovec>* iov) const {
   for (size_t i = 0; i < count; i++) {
     double address = pairs[2 * i], size = pairs[2 * i + 1];
-    if (!(address >= 0 && address < 9e15 && size >= 0 && size < 9e15)) return false;
+    if (!(address >= 0 && address < kMaxOffset && size >= 0 && size < kMaxOffset)) return false;
     auto gpa = static_cast<uint64_t>(address);
     auto left = static_cast<uint64_t>(size);
     while (left > 0) {  // A range may go on in the next region.
@@ -211,7 +214,7 @@ napi_value GuestIo::Transfer(napi_env env, napi_callback_info info) {
   double offset;
   const double* pairs;
   if (!arguments.Uint(0, &operation) || operation > kWrite || !arguments.Int(1, &fd) || !arguments.Double(2, &offset) ||
-      !(offset < 9e15) || !arguments.Uint(4, &count) || !arguments.Pairs(3, count, &pairs) ||
+      !(offset < kMaxOffset) || !arguments.Uint(4, &count) || !arguments.Pairs(3, count, &pairs) ||
       !arguments.Int(5, &flags))
     return Throw(env, "transfer(operation, fd, offset, pairs, count, flags, prefix?)");
   std::vector<iovec>& iov = self->scratch_;
@@ -244,8 +247,8 @@ napi_value GuestIo::Submit(napi_env env, napi_callback_info info) {
     return Throw(env, "submit(token, operation, fd, offset, length, pairs, count, bytes?)");
   job.operation = static_cast<Operation>(operation);
   if (job.operation == kCopy) {
-    if (count != 1 || !(pairs[0] >= 0 && pairs[0] <= INT_MAX) || !(pairs[1] >= 0 && pairs[1] < 9e15))
-      return Throw(env, "submit: copy takes one pair, a descriptor and an offset");
+    if (count != 1 || !(pairs[0] >= 0 && pairs[0] <= INT_MAX && pairs[1] >= 0 && pairs[1] < kMaxOffset))
+      return Throw(env, "submit: copy takes one pair (descriptor, offset)");
     job.from = static_cast<int>(pairs[0]);
     job.fromOffset = static_cast<off_t>(pairs[1]);
   } else if (arguments.count > 7) {

@@ -319,6 +319,15 @@ describe('guest I/O', () => {
       if (offset !== -1) expect(() => io.transfer(0, file, offset, pairs, 1, 0), `${offset}`).toThrow(TypeError);
     }
     expect(() => io.submit(1, 6, file, 0, 0, pairs, 1)).toThrow(TypeError);
+    expect(() => io.submit(1, 5, file, 0, 0, pairs, 0)).toThrow(TypeError); // copy has one pair
+    for (const offset of [-1, Number.NaN, 2 ** 63]) {
+      expect(() => io.submit(1, 5, file, 0, 1, Float64Array.of(file, offset), 1), `${offset}`).toThrow(TypeError);
+    }
+    const bytes = new Uint8Array(1);
+    expect(() => io.submit(1, 0, file, 0, 0, pairs, 0, bytes)).toThrow(TypeError);
+    expect(() => io.submit(1, 1, file, 0, 0, pairs, 1, bytes)).toThrow(TypeError);
+    expect(() => io.submit(1, 1, file, 0, 0, pairs, 0, 5 as never)).toThrow(TypeError);
+    expect(() => io.cancel(5 as never)).toThrow(TypeError);
     expect(() => io.submit(1, 0, file, 0, 0, pairs, 2)).toThrow(TypeError);
   });
 
@@ -368,14 +377,44 @@ describe('guest I/O', () => {
     expect(fileBytes()).toEqual(Buffer.from(Uint8Array.from({ length: count * 16 }, (_, i) => (i >> 4) & 0xff)));
   });
 
-  test('cancel ends what no thread has begun', () => {
-    const pairs = Array.from({ length: 1000 }, () => [0, 4 * page]).flat();
+  test('writes bytes of the host, of which it takes a copy', () => {
+    const bytes = pattern(100_000);
+    expect(io.submit(1, WRITE as number, file, 3, 0, Float64Array.of(), 0, bytes)).toBe(0);
+    const expected = Buffer.concat([Buffer.alloc(3), bytes]);
+    bytes.fill(0);
+    expect(completions(1).get(1)).toBe(100_000);
+    expect(fileBytes()).toEqual(expected);
+    expect(io.submit(1, WRITE as number, file, 0, 0, Float64Array.of(), 0, new Uint8Array())).toBe(0);
+    expect(completions(1).get(1)).toBe(0);
+  });
+
+  test('copies from one file to another, as far as the first goes', () => {
+    const other = openSync(join(folder, 'other'), 'w+');
+    const bytes = pattern(200_000);
+    writeSync(other, bytes);
+    const copy = (from: number, offset: number, length: number) => {
+      expect(io.submit(1, 5, file, offset, length, Float64Array.of(other, from), 1)).toBe(0);
+      return completions(1).get(1);
+    };
+    expect(copy(10, 5, 150_000)).toBe(150_000);
+    expect(fileBytes()).toEqual(Buffer.concat([Buffer.alloc(5), bytes.subarray(10, 150_010)]));
+    expect(copy(190_000, 0, 20_000)).toBe(10_000);
+    expect(copy(200_000, 0, 1)).toBe(0);
+    expect(copy(0, 0, 0)).toBe(0);
+    closeSync(other);
+    expect(copy(0, 0, 1)).toBe(-EBADF);
+  });
+
+  test('cancel ends those that no thread has begun, no others', () => {
+    const pairs = Array.from({ length: 200 }, () => [0, 4 * page]).flat();
     const count = 200;
     for (let i = 0; i < count; i++) submit(i, WRITE as number, 0, 0, ...pairs);
-    io.cancel(Float64Array.from({ length: count }, (_, token) => token));
-    const results = [...completions(count).values()];
-    expect(results.filter((result) => result === -ECANCELED).length).toBeGreaterThan(count / 2);
-    expect(results.every((result) => result === -ECANCELED || result === 4000 * page)).toBe(true);
+    io.cancel(Float64Array.from({ length: count / 2 }, (_, i) => 2 * i));
+    const done = completions(count);
+    const [even, odd] = [0, 1].map((rest) => [...done].filter(([token]) => token % 2 === rest).map(([, n]) => n));
+    expect(odd).toEqual(new Array(count / 2).fill(800 * page));
+    expect(even?.filter((result) => result === -ECANCELED).length).toBeGreaterThan(count / 4);
+    expect(even?.every((result) => result === -ECANCELED || result === 800 * page)).toBe(true);
     expect(run(FLUSH as number, 0, 0)).toBe(0);
   });
 
