@@ -2,12 +2,14 @@ import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { Worker } from 'node:worker_threads';
 import type { ConsoleSize } from '../backends/port-stream.js';
+import type { HostForward } from '../backends/user-network/host-forward.js';
 import { errnoName, errorFromData, TsvisorError, UsageError } from '../errors.js';
 import { addon } from '../kvm/addon.js';
 import { type MachineConfig, type ResolvedConfig, resolveConfig } from './config.js';
 import { type Deferred, deferred } from './deferred.js';
 import type { MachineEnd, MachineStats } from './end.js';
 import type { ControlAnswer, ControlRequest, MachineMessage, MachineState, MachineThreadData } from './messages.js';
+import { UserNetworks } from './user-networks.js';
 
 const DOORBELL = new Uint8Array(new BigUint64Array([1n]).buffer);
 
@@ -35,6 +37,7 @@ export class Machine implements AsyncDisposable {
   readonly #doorbell: number;
   readonly #descriptors: number[];
   readonly #streams: Duplex[] = [];
+  readonly #networks: UserNetworks;
   readonly #exited: Promise<void>;
   readonly #ended = deferred<MachineEnd>();
   readonly #pending = new Map<number, Deferred<ControlAnswer>>();
@@ -44,7 +47,8 @@ export class Machine implements AsyncDisposable {
   #final: { end: MachineEnd; stats: MachineStats } | undefined;
   #failure: Error | undefined;
 
-  private constructor(config: ResolvedConfig, options: MachineOptions) {
+  private constructor(config: ResolvedConfig, options: MachineOptions, networks: UserNetworks) {
+    this.#networks = networks;
     this.#onLog = options.onLog ?? (() => {});
     this.#doorbell = checked('eventfd', addon.eventfd(0));
     this.#descriptors = [this.#doorbell];
@@ -56,13 +60,19 @@ export class Machine implements AsyncDisposable {
       consolePorts.push(there);
       return { name, console, stream };
     });
+    const networkStreams = config.networks.map(({ tap }, index) => {
+      if (tap !== undefined) return undefined;
+      const [stream, there] = this.#openStream();
+      networks.attach(index, stream);
+      return there;
+    });
 
     const data: MachineThreadData = {
       config,
       doorbell: this.#doorbell,
       serial: serialThere,
       consolePorts,
-      networks: [],
+      networks: networkStreams,
       logs: options.onLog !== undefined,
     };
     this.#worker = new Worker(new URL('./machine-thread.js', import.meta.url), {
@@ -81,6 +91,7 @@ export class Machine implements AsyncDisposable {
         this.#fail(new TsvisorError('ERR_INTERNAL', 'the machine thread exited without saying why'));
         for (const fd of this.#descriptors) addon.close(fd);
         this.#descriptors.length = 0;
+        void this.#networks.close();
         resolve();
       });
     });
@@ -88,17 +99,26 @@ export class Machine implements AsyncDisposable {
 
   /**
    * Makes a machine with its kernel loaded, ready to start.
-   * @throws UsageError, ImageError, MemoryError, KvmError: see their codes.
+   * @throws UsageError, ImageError, MemoryError, NetworkError, KvmError: see their codes.
    */
   static async create(config: MachineConfig, options: MachineOptions = {}): Promise<Machine> {
-    const machine = new Machine(resolveConfig(config), options);
+    const resolved = resolveConfig(config);
+    const networks = await UserNetworks.open(config.networks ?? []);
+    let machine: Machine | undefined;
     try {
+      machine = new Machine(resolved, options, networks);
       await machine.#ready.promise;
+      return machine;
     } catch (error) {
-      await machine.close();
+      await machine?.close();
+      await networks.close();
       throw error;
     }
-    return machine;
+  }
+
+  /** Ports of this host that lead to the guest, as they really are: a `hostPort` of 0 was chosen by the host. */
+  get hostForwards(): readonly HostForward[] {
+    return this.#networks.hostForwards;
   }
 
   /** Runs the guest from its entry point. */
@@ -165,6 +185,7 @@ export class Machine implements AsyncDisposable {
     if (!this.#final && !this.#failure) await this.stop().catch(() => {});
     await this.#worker.terminate();
     await this.#exited;
+    await this.#networks.close();
     await Promise.all(this.#streams.map(destroyed));
   }
 
