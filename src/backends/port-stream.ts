@@ -55,8 +55,14 @@ export class PortStream {
     return this.#inputEnded && this.#outputGone;
   }
 
+  /** Whether all input has been read that will ever be. */
   get inputEnded(): boolean {
     return this.#inputEnded;
+  }
+
+  /** Whether nobody will ever read output: the guest must not wait for it. */
+  get outputGone(): boolean {
+    return this.#outputGone;
   }
 
   /** Moves input into guest memory. @returns bytes; 0 when there is none now, or none any more. */
@@ -71,15 +77,12 @@ export class PortStream {
     return 0;
   }
 
-  /** Moves output from guest memory. @returns bytes; fewer than all when the socket is full. */
+  /** Moves output from guest memory. @returns bytes; fewer than all when the socket is full or nobody reads any more. */
   write(io: GuestIo, from: Segments): number {
-    if (!this.#outputGone) {
-      const count = io.transfer(IoOperation.write, this.#fd, STREAM, from, 0);
-      if (count >= 0) return count;
-      if (count === -EAGAIN) return 0;
-      this.#outputGone = true;
-    }
-    return from.length; // nobody will ever read: the guest must not wait for it
+    if (this.#outputGone) return 0;
+    const count = io.transfer(IoOperation.write, this.#fd, STREAM, from, 0);
+    if (count < 0 && count !== -EAGAIN) this.#outputGone = true;
+    return Math.max(0, count);
   }
 
   /** One byte of output, lost if the socket is full. */

@@ -68,7 +68,7 @@ function makeDevices({ config, memory, io, host, own }: VirtioParts): VirtioDevi
   return [
     ...drives,
     ...networks,
-    ...(host.consolePorts.length > 0 ? [new VirtioConsole({ ports: host.consolePorts, io, timer })] : []),
+    ...(host.consolePorts.length > 0 ? [new VirtioConsole({ ports: host.consolePorts, io })] : []),
     ...(config.rng ? [new Rng({ ...config.rng, now, timer })] : []),
   ];
 }

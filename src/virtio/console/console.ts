@@ -1,6 +1,5 @@
 import type { GuestIo } from '../../backends/guest-io.js';
 import type { PortStream } from '../../backends/port-stream.js';
-import type { OneShotTimer } from '../../devices/host.js';
 import { type DeviceState, feature, type VirtioContext, type VirtioDevice } from '../device.js';
 import * as abi from '../generated/virtio.js';
 import { Control, type ControlState } from './control.js';
@@ -22,30 +21,32 @@ export interface ConsoleOptions {
   /** At least one; a port's number is its place here. */
   readonly ports: readonly PortStream[];
   readonly io: GuestIo;
-  readonly timer: (onExpired: () => void) => OneShotTimer;
 }
 
 /**
  * Console device (virtio 1.2 section 5.3): terminals (hvc) and named byte streams between host and guest. A driver that
- * does not know MULTIPORT has port 0 alone, as a terminal.
+ * does not know MULTIPORT has port 0 alone, as a terminal. Where that is all there is, MULTIPORT is not even offered:
+ * the guest's console is there sooner, and its size comes in the configuration space, whose order no Linux got wrong.
  */
 export class VirtioConsole implements VirtioDevice {
   readonly name = 'console';
   readonly type = abi.VIRTIO_ID_CONSOLE;
   readonly queueSizes: readonly number[];
-  readonly features = SIZE | MULTIPORT | feature(abi.VIRTIO_CONSOLE_F_EMERG_WRITE);
+  readonly features: bigint;
   readonly #ports: readonly Port[];
   readonly #control: Control;
   #context: VirtioContext | undefined;
+  /** The guest has printed at port 0. */
+  #printed = false;
 
-  constructor({ ports, io, timer }: ConsoleOptions) {
-    // What is not done at once goes on after the other events of the machine.
-    const rest = timer(() => this.#handleAll());
-    const later = () => rest.arm(1);
-    this.#ports = ports.map((stream) => new Port(stream, io, later));
-    this.#control = new Control(this.#ports, later);
+  constructor({ ports, io }: ConsoleOptions) {
+    this.#ports = ports.map((stream) => new Port(stream, io));
+    this.#control = new Control(this.#ports);
+    const multiport = ports.length > 1 || !ports[0]?.console;
+    this.features = SIZE | feature(abi.VIRTIO_CONSOLE_F_EMERG_WRITE) | (multiport ? MULTIPORT : 0n);
     // Section 5.3.2: the control queues come after those of port 0.
-    this.queueSizes = [-1, ...ports.keys()].flatMap(() => [RECEIVE_SIZE, TRANSMIT_SIZE]);
+    const pairs = multiport ? ports.length + 1 : 1;
+    this.queueSizes = Array.from({ length: 2 * pairs }, (_, index) => (index & 1 ? TRANSMIT_SIZE : RECEIVE_SIZE));
     ports.forEach((stream, id) => {
       stream.onReady = () => this.#ready(id);
       stream.onResize = () => this.#resized(id);
@@ -93,14 +94,15 @@ export class VirtioConsole implements VirtioDevice {
     else {
       const id = index < 2 ? 0 : (index >> 1) - 1;
       const port = this.#ports[id] as Port;
-      if (index & 1) port.transmit();
-      else port.receive();
+      if (!(index & 1)) port.receive();
+      else if (port.transmit() && id === 0) this.#noteOutput();
       this.#control.checkClosed(id);
     }
   }
 
   reset(): void {
     this.#context = undefined;
+    this.#printed = false;
     for (const port of this.#ports) port.reset();
     this.#control.reset();
   }
@@ -131,7 +133,10 @@ export class VirtioConsole implements VirtioDevice {
     else if (id === 0 && this.#negotiated(SIZE)) this.#context?.configChanged();
   }
 
-  #handleAll(): void {
-    for (let index = 0; index < this.queueSizes.length; index++) this.handleQueue(index);
+  /** Linux reads the configuration space's size only when that changes, and then only if its console is there already. */
+  #noteOutput(): void {
+    if (this.#printed) return;
+    this.#printed = true;
+    if ((this.#ports[0] as Port).stream.size.rows > 0 && !this.#negotiated(MULTIPORT)) this.#resized(0);
   }
 }

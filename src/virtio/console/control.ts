@@ -4,9 +4,6 @@ import type { Port } from './port.js';
 
 const { virtio_console_control: header } = abi;
 
-/** Control messages taken or sent before everything else gets its turn. */
-const MESSAGES_AT_ONCE = 256;
-
 /** What the guest is still to be told of a port, in the order in which it is told. */
 const Pending = { add: 1, console: 2, size: 4, name: 8, open: 16 } as const;
 
@@ -36,15 +33,12 @@ export class Control {
   /** Messages of the guest that made no sense, and buffers of it that were too small. */
   malformed = 0;
   readonly #ports: PortState[];
-  /** There is more to do than may be done at once. */
-  readonly #later: () => void;
   readonly #received = new Uint8Array(header.sizeof);
   #receive: Virtqueue | undefined;
   #transmit: Virtqueue | undefined;
 
-  constructor(ports: readonly Port[], later: () => void) {
+  constructor(ports: readonly Port[]) {
     this.#ports = ports.map((port) => ({ port, pending: 0, added: false, ready: false, closed: false }));
-    this.#later = later;
   }
 
   activate(receive: Virtqueue, transmit: Virtqueue): void {
@@ -64,14 +58,7 @@ export class Control {
   take(): void {
     const queue = this.#transmit;
     if (!queue) return;
-    for (let left = MESSAGES_AT_ONCE; ; left--) {
-      const chain = queue.pop();
-      if (!chain) break;
-      if (left === 0) {
-        queue.unpop(chain);
-        this.#later();
-        break;
-      }
+    for (let chain = queue.pop(); chain; chain = queue.pop()) {
       const complete = chain.readable.read(0, this.#received) === header.sizeof;
       queue.push(chain, 0);
       if (!complete || !this.#handle(this.#received)) this.malformed++;
@@ -84,27 +71,16 @@ export class Control {
   send(): void {
     const queue = this.#receive;
     if (!queue) return;
-    let left = MESSAGES_AT_ONCE;
     for (const [id, state] of this.#ports.entries()) {
       while (state.pending !== 0) {
         const chain = queue.pop();
-        if (!chain || left-- === 0) {
-          if (chain) {
-            queue.unpop(chain);
-            this.#later();
-          }
-          queue.publish();
-          return;
-        }
+        if (!chain) break;
         const bit = state.pending & -state.pending;
         const message = this.#message(id, state, bit);
-        if (chain.writable.length < message.length) {
-          this.malformed++;
-          queue.push(chain, 0);
-          continue;
-        }
-        state.pending &= ~bit;
-        queue.push(chain, chain.writable.write(0, message));
+        const fits = chain.writable.length >= message.length;
+        if (fits) state.pending &= ~bit;
+        else this.malformed++;
+        queue.push(chain, fits ? chain.writable.write(0, message) : 0);
       }
     }
     queue.publish();
@@ -186,7 +162,7 @@ export class Control {
       case Pending.console:
         return encode(id, abi.VIRTIO_CONSOLE_CONSOLE_PORT, 1);
       case Pending.size: {
-        // As the specification has it. Linux took them in the other order from 2.6.34 on, and does not any more.
+        // As the specification has it. Linux took the rows first until 2025, and some kernels still do.
         const size = new Uint8Array(new Uint16Array([stream.size.columns, stream.size.rows]).buffer);
         return encode(id, abi.VIRTIO_CONSOLE_RESIZE, 0, size);
       }

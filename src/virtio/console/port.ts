@@ -4,9 +4,8 @@ import type { GuestMemory } from '../../memory/guest-memory.js';
 import type { Virtqueue } from '../queue.js';
 import { Segments } from '../segments.js';
 
-/** What one port moves in one direction before everything else gets its turn. */
-const CHAINS_AT_ONCE = 64;
-const BYTES_AT_ONCE = 1 << 20;
+/** Output of one port that is written before everything else gets its turn, in bytes. */
+const AT_ONCE = 1 << 20;
 
 /** A port's two queues, while the driver is ready. */
 interface PortQueues {
@@ -15,27 +14,25 @@ interface PortQueues {
   readonly transmit: Virtqueue;
 }
 
-/** One port of a console device: moves bytes between its queues and its socket. */
+/**
+ * One port of a console device: moves bytes between its queues and its socket. No chain is kept meanwhile: what cannot go
+ * on stays at the head of its queue.
+ */
 export class Port {
   readonly stream: PortStream;
   readonly #io: GuestIo;
-  /** There is more to do than may be done at once. */
-  readonly #later: () => void;
   #queues: PortQueues | undefined;
   #part: Segments | undefined;
   #open = false;
   /** How much of the chain at the head of the transmit queue is in the socket already. */
   #sent = 0;
-  /** What keeps input, or output, from getting on: the socket, or else the guest. */
+  /** What keeps input, or output, from going on: the socket. Otherwise it is the guest. */
   #awaitsInput = false;
   #awaitsRoom = false;
-  /** Nothing waits in the transmit queue. */
-  #transmitted = true;
 
-  constructor(stream: PortStream, io: GuestIo, later: () => void) {
+  constructor(stream: PortStream, io: GuestIo) {
     this.stream = stream;
     this.#io = io;
-    this.#later = later;
   }
 
   activate(queues: PortQueues): void {
@@ -46,7 +43,6 @@ export class Port {
   reset(): void {
     this.#queues = this.#part = undefined;
     this.#open = this.#awaitsInput = this.#awaitsRoom = false;
-    this.#transmitted = true;
     this.#sent = 0;
   }
 
@@ -71,12 +67,9 @@ export class Port {
     this.#sent = bytes;
   }
 
-  /** The socket may get on. */
+  /** The socket may be able to go on. */
   ready(): void {
-    if (this.#awaitsRoom) {
-      this.#awaitsRoom = false;
-      this.transmit();
-    }
+    if (this.#awaitsRoom) this.drain();
     if (this.#awaitsInput) {
       this.#awaitsInput = false;
       this.receive();
@@ -84,36 +77,32 @@ export class Port {
     this.#wait();
   }
 
-  /** What the guest wrote last, though it is at its end. @returns whether that is all. */
+  /** Tries to write what the guest has given. @returns whether that is all. */
   drain(): boolean {
     this.#awaitsRoom = false;
     this.transmit();
-    return this.#transmitted;
+    return !this.#awaitsRoom;
   }
 
-  /** Output, as far as the socket takes it. What it does not take stays in the queue. */
-  transmit(): void {
+  /** Output, as far as the socket takes it. @returns whether there was some. */
+  transmit(): boolean {
     const queue = this.#queues?.transmit;
     const part = this.#part;
-    if (!queue || !part || this.#awaitsRoom) return;
-    let bytes = BYTES_AT_ONCE;
-    for (let chains = CHAINS_AT_ONCE; ; chains--) {
-      const chain = queue.pop();
-      this.#transmitted = chain === undefined;
-      if (!chain) break;
-      if (chains === 0 || bytes === 0) {
-        queue.unpop(chain);
-        this.#later();
-        break;
+    if (!queue || !part || this.#awaitsRoom) return false;
+    let left = AT_ONCE;
+    let any = false;
+    for (let chain = queue.pop(); chain; chain = queue.pop()) {
+      const { readable } = chain;
+      any = true;
+      part.cut(readable, this.#sent, left);
+      if (part.length > 0) {
+        const written = this.stream.write(this.#io, part);
+        this.#sent += written;
+        left -= written;
       }
-      part.cut(chain.readable, this.#sent, bytes);
-      const written = part.length > 0 ? this.stream.write(this.#io, part) : 0;
-      bytes -= written;
-      this.#sent += written;
-      if (this.#sent < chain.readable.length) {
+      if (this.#sent < readable.length && !this.stream.outputGone) {
         queue.unpop(chain);
-        if (written < part.length) this.#awaitsRoom = true;
-        else this.#later();
+        this.#awaitsRoom = true; // which a socket that is not full has at once
         break;
       }
       this.#sent = 0;
@@ -121,24 +110,16 @@ export class Port {
     }
     queue.publish();
     this.#wait();
+    return any;
   }
 
-  /** Input, while the guest has the port open and gives buffers. What it does not take stays in the socket. */
+  /** Input, while the guest has the port open and gives buffers. */
   receive(): void {
     const queue = this.#queues?.receive;
     if (!queue || !this.#open || this.#awaitsInput || this.stream.inputEnded) return;
-    let bytes = BYTES_AT_ONCE;
-    for (let chains = CHAINS_AT_ONCE; ; chains--) {
-      const chain = queue.pop();
-      if (!chain) break;
-      if (chains === 0 || bytes <= 0) {
-        queue.unpop(chain);
-        this.#later();
-        break;
-      }
+    for (let chain = queue.pop(); chain; chain = queue.pop()) {
       const { length } = chain.writable;
       const read = length > 0 ? this.stream.read(this.#io, chain.writable) : 0;
-      bytes -= read;
       if (read > 0 || length === 0) queue.push(chain, read);
       else queue.unpop(chain);
       if (read < length) {
