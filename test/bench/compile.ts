@@ -8,7 +8,12 @@ import { basename, join } from 'node:path';
 const GUEST_ADDRESS = '0x200000';
 
 const GUEST_FLAGS = ['-nostdlib', '-static', '-ffreestanding', `-Wl,-Ttext=${GUEST_ADDRESS}`, '-Wl,--build-id=none'];
-const HOST_FLAGS = ['-O2', '-Wall', '-Wextra', '-Werror'];
+const C_FLAGS = ['-O2', '-Wall', '-Wextra', '-Werror'];
+/** No registers that a kernel would have to set up first, and nothing that calls a library. */
+const GUEST_C_FLAGS = [
+  ...['-mgeneral-regs-only', '-fno-pie', '-fno-stack-protector', '-fcf-protection=none'],
+  ...['-fno-asynchronous-unwind-tables', '-fno-tree-loop-distribute-patterns'],
+];
 
 /** Compiles guests/NAME to a 64-bit ELF that a VMM can boot. @returns its path. */
 export function compileGuest(name: string, defines: Readonly<Record<string, number>> = {}): string {
@@ -16,21 +21,29 @@ export function compileGuest(name: string, defines: Readonly<Record<string, numb
   return compile(join(import.meta.dirname, 'guests', name), [...GUEST_FLAGS, ...flags]);
 }
 
-/** Compiles reference/NAME to a program for this host. @returns its path. */
-export function compileReference(name: string): string {
-  return compile(join(import.meta.dirname, 'reference', name), HOST_FLAGS);
+/** Compiles guests/NAME, which is C, to an ELF that runs in user mode from user-mode.S on. @returns its path. */
+export function compileUserGuest(name: string): string {
+  const folder = join(import.meta.dirname, 'guests');
+  return compile(join(folder, name), [...GUEST_FLAGS, ...C_FLAGS, ...GUEST_C_FLAGS], join(folder, 'user-mode.S'));
 }
 
-/** Compiled once for each source and set of flags, and kept in the user's cache directory. */
-function compile(source: string, flags: readonly string[]): string {
+/** Compiles reference/NAME to a program for this host. @returns its path. */
+export function compileReference(name: string): string {
+  return compile(join(import.meta.dirname, 'reference', name), C_FLAGS);
+}
+
+/** Compiled once for each content of the sources and set of flags, and kept in the user's cache directory. */
+function compile(source: string, flags: readonly string[], ...others: readonly string[]): string {
   const folder = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tsvisor', 'bench');
-  const hash = createHash('sha256').update(JSON.stringify(flags)).update(readFileSync(source)).digest('hex');
+  const contents = Buffer.concat([source, ...others].map((path) => readFileSync(path)));
+  const hash = createHash('sha256').update(JSON.stringify(flags)).update(contents).digest('hex');
   const output = join(folder, `${basename(source).replace(/\..*$/, '')}-${hash.slice(0, 16)}`);
   if (existsSync(output)) return output;
   mkdirSync(folder, { recursive: true });
   const unfinished = `${output}.${process.pid}`;
   try {
-    execFileSync('gcc', [...flags, source, '-o', unfinished], { stdio: ['ignore', 'pipe', 'pipe'], encoding: 'utf8' });
+    const options = { stdio: ['ignore', 'pipe', 'pipe'], encoding: 'utf8' } as const;
+    execFileSync('gcc', [...flags, source, ...others, '-o', unfinished], options);
   } catch (error) {
     const { code, stderr } = error as { code?: string; stderr?: string };
     if (code === 'ENOENT') throw new Error('gcc: not found; install it to compile the guests of the benches');
