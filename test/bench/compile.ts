@@ -42,8 +42,8 @@ function compile(source: string, flags: readonly string[], ...others: readonly s
   mkdirSync(folder, { recursive: true });
   const unfinished = `${output}.${process.pid}`;
   try {
-    const options = { stdio: ['ignore', 'pipe', 'pipe'], encoding: 'utf8' } as const;
-    execFileSync('gcc', [...flags, source, ...others, '-o', unfinished], options);
+    const command = [...flags, source, ...others, '-o', unfinished];
+    execFileSync('gcc', command, { stdio: ['ignore', 'pipe', 'pipe'], encoding: 'utf8' });
   } catch (error) {
     const { code, stderr } = error as { code?: string; stderr?: string };
     if (code === 'ENOENT') throw new Error('gcc: not found; install it to compile the guests of the benches');

@@ -68,7 +68,7 @@ export function median(samples: readonly number[]): number {
 }
 
 /** Four significant digits: more would be noise. */
-function rounded(value: number): number {
+export function rounded(value: number): number {
   return Number(value.toPrecision(4));
 }
 

@@ -1,16 +1,12 @@
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
-import { detectKvmFlavour } from '#dist/arch/x86_64/assist/detect.js';
 import { now } from '#dist/machine/end.js';
 import { compileGuest, compileReference } from './compile.js';
-import { runMachine, runReference, timeProcess } from './contestants.js';
+import { QEMU, QEMU_EXIT, qemuArguments, runMachine, runReference, timeProcess } from './contestants.js';
 import { type Contestant, interleave } from './interleave.js';
 import type { Bench, BenchOptions, Measurement } from './result.js';
 
 const ROUNDS = 15;
-
-/** What QEMU's isa-debug-exit makes of code 0: (code << 1) | 1. */
-const QEMU_EXIT = 1;
 
 /** How long until a guest's first instruction, and how long a whole process takes whose guest ends with it. */
 export const startup: Bench = {
@@ -71,12 +67,8 @@ async function commandLine({ rounds = ROUNDS, note }: BenchOptions): Promise<Mea
 
 /** QEMU's smallest machine with the same guest, by the PVH protocol; undefined where it is not there or does not run. */
 function qemuContestant(note: BenchOptions['note']): Contestant | undefined {
-  // A nested KVM that interprets refuses the MSR behind this feature, and QEMU then refuses to start.
-  const cpu = detectKvmFlavour() === 'interpreted' ? 'host,-arch-capabilities' : 'host';
-  const machine = 'microvm,x-option-roms=off,rtc=off,pit=off,pic=off,isa-serial=off';
-  const args = ['-M', machine, '-nodefaults', '-no-user-config', '-nographic', '-enable-kvm', '-cpu', cpu, '-m', '64'];
-  args.push('-device', 'isa-debug-exit,iobase=0xf4,iosize=0x01', '-kernel', compileGuest('first.S', { PVH: 1 }));
-  const run = () => [timeProcess('qemu-system-x86_64', args, QEMU_EXIT)];
+  const args = qemuArguments(compileGuest('first.S', { PVH: 1 }), 64, false);
+  const run = () => [timeProcess(QEMU, args, QEMU_EXIT)];
   try {
     run();
     return run;

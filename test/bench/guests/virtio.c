@@ -15,7 +15,8 @@
  *   depth=N size=N                        requests in flight, bytes of each
  *   warmup=N segment=N segments=N         TSC ticks before the first segment and of each, and how many
  *
- * Prints `segment OPERATIONS TICKS` for each and exits with code 0 on port 0xf4, or `error: TEXT` and code 1.
+ * Prints `segment OPERATIONS TICKS` for each, then `total OPERATIONS` with those of the warm-up, and exits with code 0 on
+ * port 0xf4; or prints `error: TEXT` and exits with code 1.
  */
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -488,8 +489,8 @@ static void measure(const struct bench *bench) {
   bench->start();
   publish(&queues[0]);
   publish(&queues[1]);
-  u64 ignored = 0;
-  u64 now = run(bench->step, tsc() + warmup, &ignored);
+  u64 total = 0;
+  u64 now = run(bench->step, tsc() + warmup, &total);
   for (u64 i = 0; i < segments; i++) {
     u64 start = now;
     now = run(bench->step, start + segment, &operations[i]);
@@ -501,7 +502,11 @@ static void measure(const struct bench *bench) {
     print(" ");
     print_number(ticks[i]);
     print("\n");
+    total += operations[i];
   }
+  print("total ");
+  print_number(total);
+  print("\n");
 }
 
 _Noreturn void user_main(const u8 *hvm_start_info) {

@@ -1,0 +1,108 @@
+import { fileURLToPath } from 'node:url';
+import { compileUserGuest } from './compile.js';
+import { outputOf, QEMU, QEMU_EXIT, qemuArguments } from './contestants.js';
+import { type Contestant, interleave } from './interleave.js';
+import { type BenchOptions, type Measurement, median, rounded } from './result.js';
+
+/** What guests/virtio.c does, and what that is called. */
+export interface Workload {
+  readonly name: string;
+  readonly unit: string;
+  /** What one operation counts in that unit. */
+  readonly weight: number;
+  readonly bench: string;
+  /** Requests in flight; 0 where the guest fills the queue. */
+  readonly depth: number;
+  /** Bytes of each. */
+  readonly size: number;
+}
+
+/** Runs the guest with these words on its command line, and a VMM's devices. @returns what it printed. */
+export type Vmm = (words: string) => Promise<string>;
+
+export interface Vmms {
+  readonly tsvisor: Vmm;
+  /** In several configurations, by their names, since none is the best at everything. */
+  readonly qemu: Readonly<Record<string, Vmm>>;
+}
+
+/** What came of one run of the guest. */
+export interface GuestResult {
+  /** Operations a second, of each segment. */
+  readonly rates: readonly number[];
+  /** Operations, with those of the warm-up. */
+  readonly total: number;
+}
+
+/** Wraps each run of a VMM, and may correct what came of it. */
+export type Around = (run: () => Promise<GuestResult>) => Promise<GuestResult>;
+
+const ROUNDS = 5;
+const MEMORY_MIB = 128;
+
+/** Milliseconds of guest time: before the first segment, in which the optimizing compiler is done, and of each. */
+const WARM_UP = 400;
+const SEGMENT = 50;
+const SEGMENTS = 6;
+
+export const benchGuest = { path: () => compileUserGuest('virtio.c'), memory: MEMORY_MIB * 2 ** 20 } as const;
+
+/** tsvisor's command line. @param prefix words before it, which put it into a namespace. */
+export function tsvisorCommand(devices: readonly string[], prefix: readonly string[] = []): Vmm {
+  const cli = fileURLToPath(import.meta.resolve('../../bin/tsvisor.js'));
+  const machine = ['run', '--kernel', benchGuest.path(), '--memory', `${MEMORY_MIB}M`];
+  const [program = '', ...args] = [...prefix, process.execPath, cli, ...machine, ...devices];
+  return (words) => outputOf(program, [...args, '--append', words]);
+}
+
+/** @param prefix as of tsvisorCommand. */
+export function qemuCommand(devices: readonly string[], prefix: readonly string[] = []): Vmm {
+  const machine = [...qemuArguments(benchGuest.path(), MEMORY_MIB, true), '-serial', 'stdio'];
+  const [program = '', ...args] = [...prefix, QEMU, ...machine, ...devices];
+  return (words) => outputOf(program, [...args, '-append', words], QEMU_EXIT);
+}
+
+/**
+ * Measures a workload by all VMMs in turn; of QEMU's configurations the one with the best median counts.
+ * @param ticksPerSecond of the guest's TSC
+ */
+export async function compare(
+  workload: Workload,
+  { tsvisor, qemu }: Vmms,
+  ticksPerSecond: number,
+  { rounds = ROUNDS, note }: BenchOptions,
+  around: Around = (run) => run(),
+): Promise<Measurement> {
+  const { name, unit, weight, bench, depth, size } = workload;
+  const ticks = (milliseconds: number) => Math.round((ticksPerSecond * milliseconds) / 1e3);
+  const measure = async (vmm: Vmm, warmUp: number) => {
+    const times = `warmup=${ticks(warmUp)} segment=${ticks(SEGMENT)} segments=${SEGMENTS}`;
+    const words = `bench=${bench} depth=${depth} size=${size} ${times}`;
+    const { rates } = await around(async () => parse(await vmm(words), ticksPerSecond));
+    return rates.map((rate) => rate * weight);
+  };
+
+  const contestants: Record<string, Contestant> = { tsvisor: () => measure(tsvisor, WARM_UP) };
+  for (const [configuration, vmm] of Object.entries(qemu)) {
+    try {
+      await measure(vmm, 0);
+      contestants[configuration] = () => measure(vmm, WARM_UP);
+    } catch (error) {
+      note(`${name}: no QEMU with ${configuration}: ${error instanceof Error ? error.message : error}`);
+    }
+  }
+  const { tsvisor: ours = [], ...theirs } = await interleave(rounds, contestants);
+  const ranking = Object.entries(theirs).sort(([, a = []], [, b = []]) => median(b) - median(a));
+  const figures = ranking.map(([configuration, samples = []]) => `${configuration} ${rounded(median(samples))}`);
+  if (figures.length > 0) note(`${name}: QEMU with ${figures.join('; ')} ${unit}`);
+  const best = ranking[0]?.[1];
+  return { name, unit, better: 'higher', tsvisor: ours, peers: best ? { qemu: best } : {} };
+}
+
+function parse(output: string, ticksPerSecond: number): GuestResult {
+  const segments = [...output.matchAll(/^segment (\d+) (\d+)\r?$/gm)];
+  const total = /^total (\d+)\r?$/m.exec(output)?.[1];
+  if (segments.length !== SEGMENTS || total === undefined) throw new Error(`the bench guest printed ${output.trim()}`);
+  const rates = segments.map(([, operations, ticks]) => (Number(operations) / Number(ticks)) * ticksPerSecond);
+  return { rates, total: Number(total) };
+}
