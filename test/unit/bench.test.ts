@@ -2,6 +2,7 @@ import { describe, expect, test } from 'vitest';
 import { loadWarning } from '../bench/host.js';
 import { interleave } from '../bench/interleave.js';
 import { type Measurement, median, quantile, rowOf, tableOf } from '../bench/result.js';
+import { compare, type Vmm } from '../bench/virtio-guest.js';
 
 const measurement: Measurement = {
   name: 'PIO write, CPL0',
@@ -61,6 +62,53 @@ test('contestants take turns, another one first in each round', async () => {
   const samples = await interleave(3, { a: turn('a'), b: turn('b') });
   expect(order.join('')).toBe('abbaab');
   expect(samples).toEqual({ a: [1, 4, 5], b: [2, 3, 6] });
+});
+
+describe('the virtio bench', () => {
+  const workload = { name: 'w', unit: 'MB/s', weight: 0.5, bench: 'blk-read', depth: 4, size: 4096 };
+  /** A VMM whose guest does so many operations in each million ticks, six times. */
+  const guest = (operations: number): Vmm & { readonly words: string[] } => {
+    const words: string[] = [];
+    const segments = `segment ${operations} 1000000\r\n`.repeat(6);
+    const run = (text: string) => {
+      words.push(text);
+      return Promise.resolve(`${segments}total ${operations * 7}\r\n`);
+    };
+    return Object.assign(run, { words });
+  };
+
+  test('its peer is the configuration with the best median, and one that fails is told of', async () => {
+    const notes: string[] = [];
+    const note = (text: string) => void notes.push(text);
+    const tsvisor = guest(30);
+    const broken = () => Promise.reject(new Error('no such option'));
+    const qemu = { slow: guest(10), quick: guest(20), broken };
+    const measured = await compare(workload, { tsvisor, qemu }, 2e6, { rounds: 2, note });
+    expect(measured).toEqual({
+      ...{ name: 'w', unit: 'MB/s', better: 'higher' },
+      tsvisor: Array(12).fill(30), // 30 a million ticks, 2 million ticks a second, 0.5 MB each
+      peers: { qemu: Array(12).fill(20) },
+    });
+    expect(notes).toEqual(['w: no QEMU with broken: no such option', 'w: QEMU with quick 20; slow 10 MB/s']);
+    const warmedUp = 'bench=blk-read depth=4 size=4096 warmup=800000 segment=100000 segments=6';
+    expect(tsvisor.words).toEqual([warmedUp, warmedUp]);
+  });
+
+  test('what surrounds a run may correct it', async () => {
+    const options = { rounds: 1, note: () => {} };
+    const { tsvisor, peers } = await compare(workload, { tsvisor: guest(30), qemu: {} }, 2e6, options, async (run) => {
+      const { rates, total } = await run();
+      return { total, rates: rates.map((rate) => rate / total) };
+    });
+    expect(tsvisor).toEqual(Array(6).fill((60 / 210) * 0.5));
+    expect(peers).toEqual({});
+  });
+
+  test('a guest that prints something else is an error', async () => {
+    const mute = () => Promise.resolve('error: the device lacks a queue\n');
+    const options = { rounds: 1, note: () => {} };
+    await expect(compare(workload, { tsvisor: mute, qemu: {} }, 2e6, options)).rejects.toThrow('lacks a queue');
+  });
 });
 
 test('a busy host is warned of', () => {
