@@ -42,6 +42,8 @@ const CHECKSUM = HEADER - 32;
 /** Its bitmap takes 256 MiB. */
 const MAX_BASE = 8 * 2 ** 40;
 
+const ZEROES = new Uint8Array(2 ** 20);
+
 export interface OverlayFile {
   readonly fd: number;
   /** The same file with O_DIRECT; -1 unless asked for. */
@@ -87,8 +89,13 @@ export function createOverlay(path: string, base: ImageFile, basePath: string): 
     rmSync(temporary, { force: true });
     const fd = openSync(temporary, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, 0o644);
     try {
-      ftruncateSync(fd, layoutOf(base.size).dataOffset + base.size);
-      writeSync(fd, encodeHeader(base, basePath), 0, HEADER, 0);
+      const { dataOffset } = layoutOf(base.size);
+      ftruncateSync(fd, dataOffset + base.size);
+      writeAll(fd, encodeHeader(base, basePath), 0);
+      // With its blocks the bitmap can be written when the host has no space left for data.
+      for (let at = HEADER; at < dataOffset; at += ZEROES.length) {
+        writeAll(fd, ZEROES.subarray(0, dataOffset - at), at);
+      }
       fsyncSync(fd);
     } finally {
       closeSync(fd);
@@ -152,6 +159,13 @@ function changeTime({ fd, stat }: ImageFile): bigint {
 
 function damaged(path: string, what: string): DriveError {
   return new DriveError(`${path}: a damaged overlay: ${what}; remove it, and with it the guest’s writes`);
+}
+
+/** Writes every byte. */
+export function writeAll(fd: number, bytes: Uint8Array, offset: number): void {
+  for (let done = 0; done < bytes.length; ) {
+    done += writeSync(fd, bytes, done, bytes.length - done, offset + done);
+  }
 }
 
 /** As many bytes as the file has there. */

@@ -1,4 +1,4 @@
-import { fdatasyncSync, writeSync } from 'node:fs';
+import { fdatasyncSync } from 'node:fs';
 import { constants } from 'node:os';
 import { DriveError, errnoName } from '../../errors.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
@@ -8,7 +8,7 @@ import { type AllocationBitmap, CLUSTER } from './allocation-bitmap.js';
 import type { Disk } from './disk.js';
 import { HostFile } from './host-file.js';
 import type { ImageFile } from './image-file.js';
-import type { OverlayFile } from './overlay-file.js';
+import { type OverlayFile, writeAll } from './overlay-file.js';
 import { OverlayOperation, type OverlayWork } from './overlay-operation.js';
 import { OverlaySync } from './overlay-sync.js';
 
@@ -152,11 +152,7 @@ export class OverlayImage implements Disk {
     if (error) throw new Error(errnoName(-error));
     const pieces = this.bitmap.takeDirty();
     if (!this.#unsafe) fdatasyncSync(fd);
-    for (const { offset, bytes } of pieces) {
-      for (let done = 0; done < bytes.length; ) {
-        done += writeSync(fd, bytes, done, bytes.length - done, this.#bitmapOffset + offset + done);
-      }
-    }
+    for (const { offset, bytes } of pieces) writeAll(fd, bytes, this.#bitmapOffset + offset);
     if (pieces.length > 0 && !this.#unsafe) fdatasyncSync(fd);
   }
 }

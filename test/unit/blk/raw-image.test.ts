@@ -1,0 +1,216 @@
+import { execFileSync } from 'node:child_process';
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+import * as abi from '#dist/virtio/generated/virtio.js';
+import { temporaryFolder } from '../../support/temporary-folder.js';
+import { BlkRig, header, IOERR, OK, openDrive, range, SECTOR, statusOf } from '../../support/virtio/blk-rig.js';
+import { DiskModel, noise, SEED } from '../../support/virtio/disk-model.js';
+
+const MiB = 2 ** 20;
+const folder = temporaryFolder();
+let images = 0;
+
+function image(size: number, contents?: Uint8Array): string {
+  const path = join(folder, `${images++}.img`);
+  writeFileSync(path, contents ?? new Uint8Array());
+  truncateSync(path, size);
+  return path;
+}
+
+function writeAt(path: string, offset: number, bytes: Uint8Array): void {
+  const fd = openSync(path, 'r+');
+  writeSync(fd, bytes, 0, bytes.length, offset);
+  closeSync(fd);
+}
+
+describe.each(['writeback', 'none', 'unsafe'] as const)('a raw image with cache=%s', (cache) => {
+  test(`holds what a random driver wrote (seed ${SEED})`, () => {
+    const size = 2 * MiB + 5 * SECTOR;
+    const bytes = noise(size);
+    const path = image(size, bytes);
+    const rig = new BlkRig(openDrive(path, { cache }), {}, 512 * MiB);
+    const model = new DiskModel(bytes, SEED);
+    model.run(rig, 100);
+    model.check(rig);
+    expect(rig.flush()).toBe(OK);
+    rig.close();
+    expect(statSync(path).size).toBe(size);
+    const again = new BlkRig(openDrive(path, { cache, readOnly: true }));
+    model.check(again);
+    again.close();
+  });
+
+  test('takes buffers at any address', () => {
+    const path = image(MiB);
+    const rig = new BlkRig(openDrive(path, { cache }));
+    const data = noise(8192, 2);
+    const pieces = [data.subarray(0, 3), data.subarray(3, 4100), data.subarray(4100)];
+    expect(statusOf(rig.request(header(abi.VIRTIO_BLK_T_OUT, 1), ...pieces, 1))).toBe(OK);
+    const done = rig.request(header(abi.VIRTIO_BLK_T_IN, 1), 1, 4096, 4095, 1);
+    expect(done.data.subarray(0, 8192)).toEqual(data);
+    rig.close();
+    expect(new Uint8Array(readFileSync(path).subarray(SECTOR, SECTOR + 8192))).toEqual(data);
+  });
+});
+
+describe('a raw image', () => {
+  test('moves requests of many megabytes, in pieces', () => {
+    const path = image(24 * MiB);
+    const rig = new BlkRig(openDrive(path), {}, 64 * MiB);
+    const data = noise(11 * MiB + SECTOR, 3);
+    expect(rig.write(7, data)).toBe(OK);
+    const back = rig.read(7, data.length);
+    expect(back).toMatchObject({ status: OK, written: data.length + 1 });
+    expect(Buffer.compare(back.data, data)).toBe(0);
+    rig.close();
+  });
+
+  test('gives blocks back to the host when they are discarded, or zeroed with unmap; not otherwise', () => {
+    const path = image(4 * MiB);
+    const rig = new BlkRig(openDrive(path));
+    const blocks = () => statSync(path).blocks;
+    expect(rig.write(0, noise(2 * MiB, 4))).toBe(OK);
+    rig.flush();
+    const full = blocks();
+    expect(full).toBeGreaterThanOrEqual((2 * MiB) / 512);
+    expect(rig.zero(range(0, 1024))).toBe(OK);
+    expect(blocks()).toBe(full);
+    expect(rig.zero(range(0, 1024, 1))).toBe(OK);
+    expect(blocks()).toBe(full - 1024);
+    expect(rig.discard(range(1024, 1024), range(2048, 512))).toBe(OK);
+    expect(blocks()).toBe(full - 2560);
+    expect(rig.read(0, 1024 * SECTOR).data.every((byte) => byte === 0)).toBe(true);
+    expect(statSync(path).size).toBe(4 * MiB);
+    rig.close();
+  });
+
+  test('that somebody makes shorter fails reads past its end, and nothing else', () => {
+    const path = image(MiB);
+    const rig = new BlkRig(openDrive(path));
+    truncateSync(path, MiB / 2);
+    expect(rig.read(0, 4096).status).toBe(OK);
+    expect(rig.read(MiB / 2 / SECTOR, 4096).status).toBe(IOERR);
+    expect(rig.read(MiB / 2 / SECTOR - 1, 4096).status).toBe(IOERR);
+    expect(rig.warnings).toHaveLength(2);
+    expect(rig.read(0, 4096).status).toBe(OK);
+    rig.close();
+  });
+
+  test('read-only is never written', () => {
+    const bytes = noise(MiB);
+    const path = image(MiB, bytes);
+    const rig = new BlkRig(openDrive(path, { readOnly: true }));
+    expect(rig.write(0, new Uint8Array(512))).toBe(IOERR);
+    expect(rig.read(0, 512)).toMatchObject({ status: OK, data: bytes.subarray(0, 512) });
+    expect(rig.flush()).toBe(OK);
+    rig.close();
+    expect(new Uint8Array(readFileSync(path))).toEqual(bytes);
+  });
+
+  test('outlives a power-on: what was under way is forgotten, what was written is there', () => {
+    const path = image(8 * MiB);
+    const disk = openDrive(path);
+    const first = new BlkRig(disk, {}, 64 * MiB);
+    const data = noise(4096, 5);
+    expect(first.write(0, data)).toBe(OK);
+    for (let i = 0; i < 32; i++)
+      first.queue.add([header(abi.VIRTIO_BLK_T_OUT, 8 + 256 * i), new Uint8Array(256 * SECTOR), 1]);
+    first.queue.notify();
+    first.powerOff();
+    const second = new BlkRig(disk);
+    expect(second.read(0, 4096).data).toEqual(data);
+    expect(second.write(8, data)).toBe(OK);
+    expect(second.read(8, 4096).data).toEqual(data);
+    second.close();
+  });
+
+  test('a reset in the middle of I/O: guest memory is left alone once the vCPUs may run', () => {
+    const requests = 64;
+    const length = 4 * MiB;
+    const path = image(requests * length);
+    for (let i = 0; i < requests; i++) writeAt(path, i * length, noise(4096, i));
+    const rig = new BlkRig(openDrive(path, { cache: 'none' }), {}, 512 * MiB);
+    const { memory } = rig.driver;
+    const { queue } = rig;
+    const heads = Array.from({ length: requests }, (_, i) =>
+      queue.add([header(abi.VIRTIO_BLK_T_IN, i * (length / SECTOR)), length, 1]),
+    );
+    const buffers = heads.map((head) => memory.readU32(queue.descriptors + 16 * ((head + 1) % 256)));
+    queue.notify();
+    expect(rig.io.pending).toBe(requests);
+    rig.driver.status = 0;
+    expect(rig.holds).toBe(1);
+    while (rig.holds > 0) rig.pumpOnce();
+    expect(rig.io.pending).toBe(0);
+    // 256 MiB were asked for; most were still waiting for a thread and never began.
+    const start = (gpa: number) => memory.slice(gpa, 4096);
+    expect(buffers.filter((gpa) => start(gpa).every((byte) => byte === 0)).length).toBeGreaterThan(0);
+    expect(queue.usedIndex).toBe(0);
+    // The guest uses that memory for something else, and the device again.
+    for (const gpa of buffers) start(gpa).fill(0x5a);
+    rig.driver.initialize();
+    expect(rig.read(0, 4096)).toMatchObject({ status: OK, data: noise(4096, 0) });
+    for (const gpa of buffers) expect(start(gpa).every((byte) => byte === 0x5a)).toBe(true);
+    rig.close();
+  });
+});
+
+describe('a host with no space left', () => {
+  const mount = join(folder, 'full');
+  mkdirSync(mount);
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'none', mount]);
+  afterAll(() => {
+    execFileSync('umount', [mount]);
+  });
+
+  test.each([false, true])('fails the write (overlay %s), says so, and the drive goes on', (withOverlay) => {
+    const path = join(mount, 'x.img');
+    const base = image(8 * MiB, noise(64 * 1024));
+    if (!withOverlay) writeFileSync(path, '');
+    if (!withOverlay) truncateSync(path, 8 * MiB);
+    const disk = withOverlay ? openDrive(base, { overlay: path }) : openDrive(path);
+    const rig = new BlkRig(disk);
+    const data = noise(256 * 1024, 7);
+    const statuses = Array.from({ length: 8 }, (_, i) => rig.write(i * 512, data));
+    expect(statuses.slice(0, 3)).toEqual([OK, OK, OK]);
+    expect(statuses.slice(4)).toEqual([IOERR, IOERR, IOERR, IOERR]);
+    expect(rig.warnings[0]).toMatch(/^blk0 \(.*x\.img\): writing 262144 bytes at \d+ failed with ENOSPC$/);
+    expect(rig.read(0, data.length)).toMatchObject({ status: OK, data });
+    expect(rig.discard(range(512, 512))).toBe(OK);
+    expect(rig.write(512, data)).toBe(OK);
+    expect(rig.read(512, data.length).data).toEqual(data);
+    rig.close();
+    execFileSync('rm', [path]);
+  });
+});
+
+describe('a block device', () => {
+  test('is a drive like any other', () => {
+    const backing = image(4 * MiB);
+    const device = execFileSync('losetup', ['--find', '--show', backing], { encoding: 'utf8' }).trim();
+    try {
+      for (const cache of ['writeback', 'none'] as const) {
+        const rig = new BlkRig(openDrive(device, { cache }), {}, 256 * MiB);
+        expect(rig.disk).toMatchObject({ size: 4 * MiB, blockSize: 512 });
+        expect(rig.zero(range(0, 8192))).toBe(OK);
+        const model = new DiskModel(new Uint8Array(4 * MiB), SEED);
+        model.run(rig, 30);
+        model.check(rig);
+        expect(rig.flush()).toBe(OK);
+        rig.close();
+      }
+    } finally {
+      execFileSync('losetup', ['--detach', device]);
+    }
+  });
+});
