@@ -46,13 +46,22 @@ export class MockDriver {
   queues: MockQueue[] = [];
   /** The negotiated features. */
   features = 0n;
-  #next = 0x10_0000;
+  #next: number;
 
-  constructor(device: VirtioDevice, memory: GuestMemory = mockMemory().memory) {
+  /**
+   * @param deviceMemory the device's view of the memory, where it is to be another than the driver's.
+   * @param from where the driver puts its structures.
+   */
+  constructor(
+    device: VirtioDevice,
+    memory: GuestMemory = mockMemory().memory,
+    { deviceMemory = memory, from = 0x10_0000 } = {},
+  ) {
     this.device = device;
     this.memory = memory;
+    this.#next = from;
     this.transport = new VirtioMmio(device, {
-      memory,
+      memory: deviceMemory,
       interrupt: {
         set: (level) => {
           if (level === this.level) throw new Error('the interrupt line was set to the level it has');

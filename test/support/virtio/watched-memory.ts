@@ -1,61 +1,71 @@
 import { GuestMemory } from '#dist/memory/guest-memory.js';
 
-/** Guest RAM that counts accesses, and tells of every store of an integer before it is made. */
+/** Guest RAM that counts accesses, and tells of every store before it is made: a device's view of a test's memory. */
 export class WatchedMemory extends GuestMemory {
-  /** Accesses made since a test last set it. */
+  /** Accesses made, and bytes copied, since a test last set them. */
   accesses = 0;
-  /** The accesses allowed: the next one throws. A loop without bound ends here. */
+  bytes = 0;
+  /** The accesses and bytes allowed: one more throws. A loop without bound ends here. */
   budget = Number.POSITIVE_INFINITY;
-  onStore: ((gpa: number, value: number) => void) | undefined;
+  byteBudget = Number.POSITIVE_INFINITY;
+  /** @param value of an integer. */
+  onStore: ((gpa: number, length: number, value?: number) => void) | undefined;
+  /** Of bytes, not of integers. */
+  onRead: ((gpa: number, length: number) => void) | undefined;
 
   override contains(gpa: number, length: number): boolean {
-    this.#count();
+    this.#count(0);
     return super.contains(gpa, length);
   }
 
   override slice(gpa: number, length: number): Uint8Array {
-    this.#count();
+    this.#count(0);
     return super.slice(gpa, length);
   }
 
   override read(gpa: number, into: Uint8Array): void {
-    this.#count();
+    this.#count(into.length);
+    this.onRead?.(gpa, into.length);
     super.read(gpa, into);
   }
 
   override write(gpa: number, data: Uint8Array): void {
-    this.#count();
+    this.#count(data.length);
+    this.onStore?.(gpa, data.length);
     super.write(gpa, data);
   }
 
   override zero(gpa: number, length: number): void {
-    this.#count();
+    this.#count(length);
+    this.onStore?.(gpa, length);
     super.zero(gpa, length);
   }
 
   override readU16(gpa: number): number {
-    this.#count();
+    this.#count(0);
     return super.readU16(gpa);
   }
 
   override readU32(gpa: number): number {
-    this.#count();
+    this.#count(0);
     return super.readU32(gpa);
   }
 
   override writeU16(gpa: number, value: number): void {
-    this.#count();
-    this.onStore?.(gpa, value);
+    this.#count(0);
+    this.onStore?.(gpa, 2, value);
     super.writeU16(gpa, value);
   }
 
   override writeU32(gpa: number, value: number): void {
-    this.#count();
-    this.onStore?.(gpa, value);
+    this.#count(0);
+    this.onStore?.(gpa, 4, value);
     super.writeU32(gpa, value);
   }
 
-  #count(): void {
+  #count(bytes: number): void {
+    this.bytes += bytes;
     if (++this.accesses > this.budget) throw new Error(`more than ${this.budget} accesses to guest memory`);
+    if (this.bytes > this.byteBudget) throw new Error(`more than ${this.byteBudget} bytes of guest memory copied`);
   }
 }

@@ -180,7 +180,7 @@ describe('2.7.8.2: the used ring', () => {
     const ring = simple(4, { memory });
     ring.offer(2, 1);
     const stores: [number, number][] = [];
-    memory.onStore = (gpa, value) => stores.push([gpa - ring.state.used, value]);
+    memory.onStore = (gpa, _, value) => stores.push([gpa - ring.state.used, value as number]);
     const chains = [ring.pop(), ring.pop()];
     for (const chain of chains) ring.queue.push(chain, 5);
     expect(stores.map(([offset]) => offset).sort()).toEqual([12, 16, 4, 8].sort());
