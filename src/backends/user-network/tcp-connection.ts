@@ -124,6 +124,11 @@ export class TcpConnection implements Endpoints {
     this.#receiver.stream = stream;
     stream.on('error', () => {}); // 'close' follows
     stream.on('close', () => this.#hostClosed());
+    // A host that says nothing and ends may have done so before the guest's side is open.
+    stream.on('end', () => {
+      this.#sender.finish();
+      this.#context.schedule(this);
+    });
   }
 
   /** The host side is connected: the guest may know. */
@@ -158,10 +163,6 @@ export class TcpConnection implements Endpoints {
     this.#become(State.OPEN);
     const stream = this.#stream as Duplex;
     stream.on('data', (chunk: Buffer) => this.#hostData(chunk));
-    stream.on('end', () => {
-      this.#sender.finish();
-      this.#context.schedule(this);
-    });
     this.#reading = true;
     stream.resume();
   }

@@ -141,11 +141,11 @@ export class TcpReceiver {
     return sequenceDifference(edge, this.#edge) >= Math.min(LINK_MSS, receiveBuffer / 2) ? edge : this.#edge;
   }
 
-  /** Whether the window has grown so much that the guest should hear of it although nothing else is to be said. */
+  /** Whether the guest, which can send little or nothing, should hear that it may send more. */
   windowUpdateDue(): boolean {
     const { receiveBuffer } = this.#tuning;
     const advance = sequenceDifference(this.#possibleEdge(), this.#edge);
-    return advance >= receiveBuffer / 2 || (advance >= receiveBuffer / 4 && this.window < 2 * LINK_MSS);
+    return this.window < receiveBuffer / 8 && advance >= receiveBuffer / 4;
   }
 
   /** The window field of a segment that is sent now, and acknowledges `next`. */

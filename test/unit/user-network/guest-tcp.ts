@@ -364,6 +364,12 @@ export class GuestTcp {
     }
   }
 
+  /** As after a reboot. */
+  forget(): void {
+    this.dispose();
+    this.#connections.clear();
+  }
+
   dispose(): void {
     for (const connection of this.#connections.values()) connection.dispose();
   }

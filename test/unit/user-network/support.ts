@@ -46,10 +46,11 @@ export class HostServer implements AsyncDisposable {
   }
 }
 
-/** All that a socket sends, until its end. */
+/** All that a socket sends, until its end; it stays open for writing. */
 export async function readAll(socket: Socket): Promise<Buffer> {
   const chunks: Buffer[] = [];
-  for await (const chunk of socket) chunks.push(chunk as Buffer);
+  socket.on('data', (chunk) => chunks.push(chunk)).resume();
+  await once(socket, 'end');
   return Buffer.concat(chunks);
 }
 
