@@ -8,7 +8,7 @@ export class Sink implements Disposable {
   readonly name = `tsvisor-bench-${process.pid}`;
   readonly #server: Server;
   #bytes = 0;
-  #ends: Promise<unknown>[] = [];
+  readonly #ends: Promise<unknown>[] = [];
 
   private constructor() {
     this.#server = createServer((socket) => void this.read(socket));
@@ -31,13 +31,10 @@ export class Sink implements Disposable {
     return end;
   }
 
-  /** @returns how many bytes came since it was asked last, once all streams have ended. */
-  async drained(): Promise<number> {
-    await Promise.all(this.#ends);
-    const bytes = this.#bytes;
-    this.#ends = [];
-    this.#bytes = 0;
-    return bytes;
+  /** How many bytes have come so far, once all streams have ended. */
+  async received(): Promise<number> {
+    await Promise.all(this.#ends.splice(0));
+    return this.#bytes;
   }
 
   [Symbol.dispose](): void {

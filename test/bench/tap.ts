@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
 import { compileReference } from './compile.js';
 
 const TAP = 'bench0';
@@ -23,7 +24,7 @@ export class Tap implements Disposable {
   static async open(): Promise<Tap> {
     const add = `ip tuntap add dev ${TAP} mode tap`;
     const up = `ip link set dev ${TAP} addrgenmode none txqueuelen ${QUEUE} up`;
-    const script = `${add} && ${up} && echo ready && exec cat`;
+    const script = `${add} && ${up} && echo ready && read end`;
     const holder = spawn('unshare', ['--net', 'sh', '-c', script], { stdio: ['pipe', 'pipe', 'pipe'] });
     let errors = '';
     holder.stderr.setEncoding('utf8').on('data', (text) => {
@@ -38,6 +39,14 @@ export class Tap implements Disposable {
   /** The words that come before a command for it to run where the tap is. */
   get prefix(): [string, ...string[]] {
     return ['nsenter', `--net=/proc/${this.#holder.pid}/ns/net`];
+  }
+
+  /** How many frames have come out of a guest so far. */
+  async received(): Promise<number> {
+    const table = await readFile(`/proc/${this.#holder.pid}/net/dev`, 'utf8');
+    const packets = new RegExp(`${TAP}: *\\d+ +(\\d+)`).exec(table)?.[1];
+    if (packets === undefined) throw new Error(`the tap ${TAP} is gone`);
+    return Number(packets);
   }
 
   /** Keeps the tap's queue filled with frames of `size` bytes while `use` runs. */
