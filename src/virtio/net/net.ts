@@ -18,8 +18,8 @@ import {
 
 const RECEIVE = 0;
 const QUEUE_SIZE = 256;
-/** Frames of one direction in a row; then the vCPU and the other descriptors have their turn. */
-const BATCH = 64;
+/** Frames received in a row; then the vCPU and the other descriptors have their turn. */
+const BATCH = QUEUE_SIZE;
 /** An IEEE 802.1Q tag does not count as part of the packet. */
 const VLAN_TAG = 4;
 
@@ -110,10 +110,7 @@ export class Net implements VirtioDevice {
     config.setUint16(abi.virtio_net_config.status, backend.up ? abi.VIRTIO_NET_S_LINK_UP : 0, true);
     config.setUint16(abi.virtio_net_config.max_virtqueue_pairs, 1, true);
     config.setUint16(abi.virtio_net_config.mtu, backend.mtu ?? 0, true);
-    this.#next = timer(() => {
-      this.#transmit();
-      this.#receive();
-    });
+    this.#next = timer(() => this.#receive());
     backend.onReadable = () => this.#receive();
     backend.onWritable = () => {
       this.#full = false;
@@ -164,17 +161,11 @@ export class Net implements VirtioDevice {
     this.#backend.setOffloads(0);
   }
 
+  /** A queue's worth of frames at most: what is pushed is the driver's only when it is published. */
   #transmit(): void {
     const queue = this.#transmitQueue;
     if (!queue || this.#full) return;
-    for (let count = 0; ; count++) {
-      const chain = queue.pop();
-      if (!chain) break;
-      if (count === BATCH) {
-        queue.unpop(chain);
-        this.#next.arm(1);
-        break;
-      }
+    for (let chain = queue.pop(); chain; chain = queue.pop()) {
       if (!this.#send(chain)) {
         queue.unpop(chain);
         this.#full = true;
