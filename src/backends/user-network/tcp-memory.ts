@@ -23,6 +23,6 @@ export class TcpMemory {
   release(count: number): void {
     if (count === 0) return;
     this.#counters.tcpBufferedNow -= count;
-    if (this.free > this.#limit / 4) this.onRoom();
+    if (this.free > this.#limit / 64) this.onRoom();
   }
 }

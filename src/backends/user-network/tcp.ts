@@ -284,6 +284,7 @@ export class Tcp implements TcpContext {
 
   sweep(now: number): void {
     for (const connection of this.#all) connection.sweep(now);
+    if (this.memory.free > 0) this.memory.onRoom();
   }
 
   /** Ends all connections, without a word to the guest. */

@@ -1,6 +1,6 @@
 /** Limits and times of the network; the defaults are for programs, smaller ones for tests. Bytes and milliseconds. */
 export interface Tuning {
-  /** TCP connections at once, both directions, those that are not yet open included. */
+  /** TCP connections at once, both directions, those that are not yet open included: each is a file descriptor. */
   readonly connections: number;
   /** Of those, the ones whose handshake is not complete. */
   readonly halfOpen: number;
@@ -8,7 +8,10 @@ export interface Tuning {
   readonly receiveBuffer: number;
   /** Bytes for the guest, unsent or unacknowledged, at which a host socket is no longer read. */
   readonly sendBuffer: number;
-  /** Bytes that all connections hold together before they stop taking more. */
+  /**
+   * Bytes that all connections hold together before they stop taking more. A host socket that is stopped may have read
+   * two chunks of 64 KiB beyond it.
+   */
   readonly totalBuffer: number;
   /** How long an acknowledgement of little data waits for company. */
   readonly delayedAck: number;
@@ -42,7 +45,7 @@ export interface Tuning {
 }
 
 export const DEFAULT_TUNING: Tuning = {
-  connections: 4096,
+  connections: 2048,
   halfOpen: 512,
   receiveBuffer: 256 * 1024,
   sendBuffer: 512 * 1024,

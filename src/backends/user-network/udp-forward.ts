@@ -43,7 +43,7 @@ export class UdpForwards {
   /** @returns the real port. Rejects with the error of bind(2). */
   bind(address: string, port: number, guest: number, guestPort: number): Promise<number> {
     const socket = udpSocket();
-    const prefix = `${this.#sockets.length} `;
+    const prefix = `${this.#sockets.push(socket)} `;
     socket.on('message', (payload, from) => {
       const peer = this.#peerOf(prefix, socket, from, guest, guestPort);
       this.#counters.udpToGuest++;
@@ -54,7 +54,6 @@ export class UdpForwards {
       socket.bind({ address, port, exclusive: true }, () => {
         socket.off('error', reject);
         socket.on('error', () => void this.#counters.hostErrors++);
-        this.#sockets.push(socket);
         resolve(socket.address().port);
       });
     });

@@ -25,6 +25,8 @@ class Mapping {
   readonly address: number;
   readonly port: number;
   socket: Socket | undefined;
+  /** Datagrams that the socket has not sent yet. */
+  sending = 0;
   lastUsed = 0;
   /** By address and port; oldest first. */
   readonly flows = new Map<number, FlowState>();
@@ -133,18 +135,15 @@ export class UdpNat {
     }
     mapping.socket ??= this.#open(mapping);
     this.#sending++;
+    mapping.sending++;
     this.#counters.udpToHost++;
-    try {
-      mapping.socket.send(payload, flow.port, formatAddress(hostAddressOf(flow.address)), this.#sent);
-    } catch {
-      this.#sent(new Error());
-    }
+    mapping.socket.send(payload, flow.port, formatAddress(hostAddressOf(flow.address)), (error) => {
+      if (error) this.#counters.hostErrors++;
+      if (mapping.sending === 0) return; // it was removed
+      mapping.sending--;
+      this.#sending--;
+    });
   }
-
-  readonly #sent = (error: Error | null): void => {
-    this.#sending--;
-    if (error) this.#counters.hostErrors++;
-  };
 
   #open(mapping: Mapping): Socket {
     const socket = udpSocket();
@@ -170,6 +169,8 @@ export class UdpNat {
     this.#counters.udpMappingsNow = this.#mappings.size;
     for (const flow of mapping.flows.values()) this.#release(flow);
     mapping.flows.clear();
+    this.#sending -= mapping.sending; // a socket that could not be bound never tells
+    mapping.sending = 0;
     const { socket } = mapping;
     mapping.socket = undefined;
     if (!socket) return;
