@@ -1,5 +1,17 @@
 import { execFileSync } from 'node:child_process';
-import { closeSync, fstatSync, ftruncateSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  constants as fsConstants,
+  fstatSync,
+  ftruncateSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { Worker } from 'node:worker_threads';
@@ -128,6 +140,157 @@ describe('RunHost without a vCPU', () => {
     const small = mapMemory(64, abi.PROT_READ | abi.PROT_WRITE, anonymous, -1, 'testing');
     expect(() => host.attachVcpu(0, small)).toThrow(TypeError);
     host.close();
+  });
+});
+
+describe('open-file-description locks', () => {
+  test('exclude each other between open files, and go with the descriptor', () => {
+    const path = join(mkdtempSync(join(tmpdir(), 'tsvisor-lock-')), 'file');
+    writeFileSync(path, 'x');
+    const open = () => addon.open(path, fsConstants.O_RDWR);
+    const [one, two] = [open(), open()];
+    const { EAGAIN } = constants.errno;
+    expect(addon.ofdLock(one, false, false, 0, 100)).toBe(0);
+    expect(addon.ofdLock(two, false, false, 50, 1)).toBe(0);
+    expect(addon.ofdLock(two, true, true, 50, 1)).toBe(-EAGAIN);
+    expect(addon.ofdLock(two, false, true, 50, 1)).toBe(-EAGAIN);
+    expect(addon.ofdLock(two, true, true, 100, 0)).toBe(0);
+    expect(addon.ofdLock(two, false, true, 100, 0)).toBe(0);
+    expect(addon.ofdLock(one, true, false, 2 ** 40, 1)).toBe(-EAGAIN); // length 0 has no end
+    addon.close(two);
+    expect(addon.ofdLock(one, false, true, 0, 0)).toBe(0);
+    addon.close(one);
+    expect(addon.ofdLock(one, false, true, 0, 0)).toBe(-EBADF);
+    const readOnly = addon.open(path, fsConstants.O_RDONLY);
+    expect(addon.ofdLock(readOnly, false, true, 0, 0)).toBe(-EBADF);
+    expect(addon.ofdLock(readOnly, true, true, 0, 0)).toBe(0);
+    addon.close(readOnly);
+    rmSync(path);
+  });
+});
+
+describe('GuestIo', () => {
+  const READ = 0;
+  const WRITE = 1;
+  const COPY = 5;
+  const PAGE = 4096;
+
+  function rig(size = 1 << 20) {
+    const folder = mkdtempSync(join(tmpdir(), 'tsvisor-io-'));
+    const memory = mapMemory(size, abi.PROT_READ | abi.PROT_WRITE, anonymous, -1, 'testing');
+    const high = mapMemory(PAGE, abi.PROT_READ | abi.PROT_WRITE, anonymous, -1, 'testing');
+    const io = new addon.GuestIo([
+      [0, memory],
+      [size, high],
+    ]);
+    const path = join(folder, 'file');
+    writeFileSync(path, '');
+    const fd = addon.open(path, fsConstants.O_RDWR);
+    const pairs = (...numbers: number[]) => Float64Array.from(numbers);
+    const done: [token: number, result: number][] = [];
+    /** Waits for as many completions. */
+    const wait = async (count: number) => {
+      const into = new Float64Array(4);
+      while (done.length < count) {
+        const n = io.completions(into);
+        for (let i = 0; i < n; i++) done.push([into[2 * i] as number, into[2 * i + 1] as number]);
+        if (n === 0) await new Promise((resolve) => setTimeout(resolve, 1));
+      }
+      return done.splice(0).sort(([a], [b]) => a - b);
+    };
+    const close = () => {
+      io.close();
+      addon.close(fd);
+      memory.unmap();
+      high.unmap();
+      rmSync(folder, { recursive: true });
+    };
+    return {
+      io,
+      fd,
+      path,
+      pairs,
+      wait,
+      close,
+      bytes: new Uint8Array(memory.buffer),
+      high: new Uint8Array(high.buffer),
+    };
+  }
+
+  test('moves guest memory, across regions too, and nothing outside of it', async () => {
+    const { io, fd, path, pairs, wait, close, bytes, high } = rig();
+    bytes.fill(1, (1 << 20) - 2);
+    high.fill(2, 0, 3);
+    expect(io.submit(7, WRITE, fd, 10, 5, pairs((1 << 20) - 2, 5), 1)).toBe(0);
+    expect(await wait(1)).toEqual([[7, 5]]);
+    expect([...readFileSync(path).subarray(9)]).toEqual([0, 1, 1, 2, 2, 2]);
+    expect(io.transfer(READ, fd, 10, pairs(0, 2, 100, 50), 2, 0)).toBe(5);
+    expect([...bytes.subarray(100, 104)]).toEqual([2, 2, 2, 0]);
+    const { EFAULT } = constants.errno;
+    for (const bad of [
+      [-1, 4],
+      [Number.NaN, 4],
+      [(1 << 20) + PAGE - 1, 2],
+      [2 ** 52, 1],
+      [0, 2 ** 40],
+    ] as const) {
+      expect(io.transfer(READ, fd, 0, pairs(...bad), 1, 0)).toBe(-EFAULT);
+      expect(io.submit(1, READ, fd, 0, 0, pairs(...bad), 1)).toBe(-EFAULT);
+    }
+    expect(() => io.transfer(READ, fd, 0, pairs(0, 1), 2, 0)).toThrow(TypeError);
+    expect(() => io.submit(1, 6, fd, 0, 0, pairs(), 0)).toThrow(TypeError);
+    close();
+  });
+
+  test('writes a copy of bytes', async () => {
+    const { io, fd, path, pairs, wait, close } = rig();
+    const bytes = new Uint8Array([1, 2, 3, 4]);
+    expect(io.submit(1, WRITE, fd, 2, 3, pairs(), 0, bytes.subarray(1))).toBe(0);
+    bytes.fill(9);
+    expect(await wait(1)).toEqual([[1, 3]]);
+    expect([...readFileSync(path)]).toEqual([0, 0, 2, 3, 4]);
+    expect(() => io.submit(1, READ, fd, 0, 4, pairs(), 0, bytes)).toThrow(/bytes are for a write/);
+    expect(() => io.submit(1, WRITE, fd, 0, 4, pairs(0, 1), 1, bytes)).toThrow(/bytes are for a write/);
+    close();
+  });
+
+  test('copies between files, as far as the source goes', async () => {
+    const { io, fd, path, pairs, wait, close } = rig();
+    const from = join(path, '..', 'from');
+    const contents = Uint8Array.from({ length: 200_000 }, (_, i) => i % 251);
+    writeFileSync(from, contents);
+    const source = addon.open(from, fsConstants.O_RDONLY);
+    io.submit(1, COPY, fd, 5, 150_000, pairs(source, 7), 1);
+    expect(await wait(1)).toEqual([[1, 150_000]]);
+    expect(readFileSync(path).subarray(5).equals(contents.subarray(7, 150_007))).toBe(true);
+    io.submit(2, COPY, fd, 0, 1000, pairs(source, 199_999), 1);
+    io.submit(3, COPY, fd, 0, 10, pairs(9999, 0), 1);
+    io.submit(4, COPY, source, 0, 10, pairs(fd, 0), 1);
+    expect(await wait(3)).toEqual([
+      [2, 1],
+      [3, -EBADF],
+      [4, -EBADF],
+    ]);
+    expect(() => io.submit(1, COPY, fd, 0, 1, pairs(), 0)).toThrow(/copy takes one pair/);
+    addon.close(source);
+    close();
+  });
+
+  test('cancels what no thread has begun, of those named; each completes once', async () => {
+    const size = 64 << 20;
+    const { io, fd, path, pairs, wait, close } = rig(size);
+    truncateSync(path, size);
+    const tokens = Array.from({ length: 60 }, (_, i) => i);
+    for (const token of tokens) io.submit(token, READ, fd, 0, size, pairs(0, size), 1);
+    io.submit(100, READ, fd, 0, 1, pairs(0, 1), 1);
+    io.cancel(Float64Array.from(tokens));
+    const results = await wait(61);
+    expect(results.map(([token]) => token)).toEqual([...tokens, 100]);
+    const canceled = results.filter(([, result]) => result === -constants.errno.ECANCELED);
+    expect(canceled.length).toBeGreaterThan(0); // there are 8 threads
+    expect(results.filter(([, result]) => result === size)).toHaveLength(60 - canceled.length);
+    expect(results.at(-1)).toEqual([100, 1]);
+    close();
   });
 });
 

@@ -67,9 +67,14 @@ export function closeImage({ fd, directFd }: { fd: number; directFd: number }): 
   if (directFd >= 0) closeSync(directFd);
 }
 
-/** The same for every path of the same file or device. */
-export function identityOf(stat: Stats): string {
-  return stat.isBlockDevice() ? `device ${stat.rdev}` : `${stat.dev}:${stat.ino}`;
+/** The same for every path of the same file or device; undefined where there is none to be seen. */
+export function identityOf(path: string): string | undefined {
+  try {
+    const stat = statSync(path);
+    return stat.isBlockDevice() ? `device ${stat.rdev}` : `${stat.dev}:${stat.ino}`;
+  } catch {
+    return undefined;
+  }
 }
 
 /** A DriveError of a system call's error. */

@@ -1,4 +1,4 @@
-import { existsSync, statSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { DriveError } from '../../errors.js';
 import type { Disk } from './disk.js';
 import { closeImage, identityOf, openImage } from './image-file.js';
@@ -51,9 +51,8 @@ interface Use {
 
 /** Locks tell machines apart; inside of one this says it plainer. */
 function use(uses: Use[], drive: string, path: string, writable: boolean): void {
-  const stat = statSync(path, { throwIfNoEntry: false });
-  if (!stat) return; // openImage() says so
-  const identity = identityOf(stat);
+  const identity = identityOf(path);
+  if (identity === undefined) return; // openImage() says why
   const other = uses.find((one) => one.identity === identity && (writable || one.writable));
   if (other) {
     const twice =

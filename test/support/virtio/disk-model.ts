@@ -1,3 +1,4 @@
+import { expect } from 'vitest';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import { type BlkRig, header, IOERR, OK, range, SECTOR, statusOf } from './blk-rig.js';
 
@@ -16,6 +17,12 @@ export function random(seed: number): () => number {
 export function noise(length: number, seed = 1): Uint8Array {
   const next = random(seed);
   return new Uint8Array(Uint32Array.from({ length: length / 4 }, () => next() * 2 ** 32).buffer);
+}
+
+/** As expect(found).toEqual(expected), which takes seconds for a megabyte. */
+export function expectBytes(found: Uint8Array, expected: Uint8Array): void {
+  expect(found.length).toBe(expected.length);
+  expect(found.findIndex((byte, i) => byte !== expected[i])).toBe(-1);
 }
 
 export const SEED = Number(process.env.TSVISOR_SEED ?? Math.floor(Math.random() * 2 ** 31));

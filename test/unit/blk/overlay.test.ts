@@ -16,7 +16,7 @@ import { AllocationBitmap } from '#dist/backends/disk/allocation-bitmap.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import { temporaryFolder } from '../../support/temporary-folder.js';
 import { BlkRig, header, OK, openDrive, range, SECTOR } from '../../support/virtio/blk-rig.js';
-import { DiskModel, noise, random, SEED } from '../../support/virtio/disk-model.js';
+import { DiskModel, expectBytes, noise, random, SEED } from '../../support/virtio/disk-model.js';
 
 const MiB = 2 ** 20;
 const CLUSTER = 4096;
@@ -84,14 +84,14 @@ describe('an overlay', () => {
     first.queue.send([flushHeader(), 1]);
     first.powerOff();
     const second = new BlkRig(disk);
-    expect(second.read(1, data.length).data).toEqual(data);
+    expectBytes(second.read(1, data.length).data, data);
     expect(second.write(16, data)).toBe(OK);
     expect(second.flush()).toBe(OK);
     second.close();
     const third = new BlkRig(open(files));
-    expect(third.read(1, data.length).data).toEqual(data);
-    expect(third.read(16, data.length).data).toEqual(data);
-    expect(third.read(0, SECTOR).data).toEqual(files.bytes.subarray(0, SECTOR));
+    expectBytes(third.read(1, data.length).data, data);
+    expectBytes(third.read(16, data.length).data, data);
+    expectBytes(third.read(0, SECTOR).data, files.bytes.subarray(0, SECTOR));
     third.close();
   });
 
@@ -101,7 +101,7 @@ describe('an overlay', () => {
     const rigs = [one, two].map((files) => new BlkRig(open(files)));
     const [first, second] = rigs as [BlkRig, BlkRig];
     expect(first.write(0, noise(4096, 5))).toBe(OK);
-    expect(second.read(0, 4096).data).toEqual(one.bytes.subarray(0, 4096));
+    expectBytes(second.read(0, 4096).data, one.bytes.subarray(0, 4096));
     for (const rig of rigs) rig.close();
   });
 
@@ -130,10 +130,10 @@ describe('an overlay', () => {
     rig.write(8, data);
     expect(rig.discard(range(9, 22))).toBe(OK);
     const after = rig.read(0, 64 * 1024).data;
-    expect(after.subarray(CLUSTER, CLUSTER + SECTOR)).toEqual(data.subarray(0, SECTOR));
-    expect(after.subarray(4 * CLUSTER - SECTOR, 4 * CLUSTER)).toEqual(data.subarray(3 * CLUSTER - SECTOR));
-    expect(after.subarray(4 * CLUSTER)).toEqual(files.bytes.subarray(4 * CLUSTER));
-    expect(after.subarray(0, CLUSTER)).toEqual(files.bytes.subarray(0, CLUSTER));
+    expectBytes(after.subarray(CLUSTER, CLUSTER + SECTOR), data.subarray(0, SECTOR));
+    expectBytes(after.subarray(4 * CLUSTER - SECTOR, 4 * CLUSTER), data.subarray(3 * CLUSTER - SECTOR));
+    expectBytes(after.subarray(4 * CLUSTER), files.bytes.subarray(4 * CLUSTER));
+    expectBytes(after.subarray(0, CLUSTER), files.bytes.subarray(0, CLUSTER));
     rig.close();
   });
 
@@ -144,7 +144,7 @@ describe('an overlay', () => {
         const rig = new BlkRig(open(files));
         if (!closed) expect(rig.zero(range(5, 30, flags))).toBe(OK);
         const expected = Uint8Array.from(files.bytes).fill(0, 5 * SECTOR, 35 * SECTOR);
-        expect(rig.read(0, 64 * 1024).data).toEqual(expected);
+        expectBytes(rig.read(0, 64 * 1024).data, expected);
         rig.close();
       }
     }
@@ -165,7 +165,7 @@ describe('an overlay', () => {
       }
     }
     rig.requests(requests);
-    expect(Buffer.compare(rig.read(0, MiB).data, expected)).toBe(0);
+    expectBytes(rig.read(0, MiB).data, expected);
     rig.close();
   });
 });
@@ -184,12 +184,12 @@ describe('what of an overlay is durable', () => {
     const after = new BlkRig(open(crashed));
     const expected = Uint8Array.from(files.bytes);
     expected.set(early, 3 * SECTOR);
-    expect(Buffer.compare(after.read(0, MiB).data, expected)).toBe(0);
+    expectBytes(after.read(0, MiB).data, expected);
     after.close();
     rig.close();
     const closed = new BlkRig(open(files));
     expected.set(late, 1003 * SECTOR);
-    expect(Buffer.compare(closed.read(0, MiB).data, expected)).toBe(0);
+    expectBytes(closed.read(0, MiB).data, expected);
     closed.close();
   });
 
@@ -202,11 +202,11 @@ describe('what of an overlay is durable', () => {
     const crashed = { base: files.base, overlay: `${files.overlay}.crashed` };
     copyFileSync(files.overlay, crashed.overlay);
     const after = new BlkRig(open(crashed));
-    expect(after.read(0, SECTOR).data).toEqual(files.bytes.subarray(0, SECTOR));
+    expectBytes(after.read(0, SECTOR).data, files.bytes.subarray(0, SECTOR));
     after.close();
     rig.close();
     const closed = new BlkRig(open(files));
-    expect(closed.read(0, SECTOR).data).toEqual(data);
+    expectBytes(closed.read(0, SECTOR).data, data);
     closed.close();
   });
 });
