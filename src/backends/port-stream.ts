@@ -13,6 +13,9 @@ export interface ConsoleSize {
 
 /** Milliseconds between attempts of drain(). */
 const DRAIN_INTERVAL = 5;
+/** More than a queue of Linux' buffers of 32 KiB. */
+const MAX_REST = 4 << 20;
+const NOTHING = new Uint8Array();
 const EAGAIN = 11;
 /** Offset that makes GuestIo read and write streams. */
 const STREAM = -1;
@@ -35,12 +38,13 @@ export class PortStream {
   #awaited: number | undefined;
   #inputEnded = false;
   #outputGone = false;
+  #rest: Uint8Array = NOTHING;
 
   /** Called after wait(), when reading or writing may get on; perhaps once too often. */
   onReady: () => void = () => {};
   onResize: () => void = () => {};
-  /** Writes what the guest has given to be written. @returns whether that is all. */
-  onDrain: () => boolean = () => true;
+  /** Gives what the guest has still to write, at most so many bytes. */
+  onEnd: (most: number) => Uint8Array = () => NOTHING;
 
   /** @param fd non-blocking; stays the caller's. */
   constructor(name: string, console: boolean, fd: number, events: FdEvents) {
@@ -94,8 +98,8 @@ export class PortStream {
   /** Asks for one onReady() when there is input, or room for output, as told; the end of the other side always counts. */
   wait(forInput: boolean, forOutput: boolean): void {
     const events = (forInput && !this.#inputEnded ? EPOLLIN : 0) | (forOutput ? EPOLLOUT : 0);
-    // Once the other side is gone epoll would report just that, for ever.
-    if (this.#outputGone || events === this.#awaited) return;
+    // Once the other side is gone epoll reports just that, for ever: there may only be input to read to its end.
+    if (events === this.#awaited || (this.#outputGone && !(events & EPOLLIN))) return;
     this.#awaited = events;
     this.#watch(events);
   }
@@ -105,9 +109,19 @@ export class PortStream {
     this.onResize();
   }
 
+  /** The guest has ended: takes what it has still to write, for drain(). */
+  end(): void {
+    this.#rest = this.onEnd(MAX_REST);
+  }
+
   /** Resolves when the guest's last output has reached the socket or nobody will read it. For after the run loop. */
   async drain(): Promise<void> {
-    while (!this.onDrain()) await setTimeout(DRAIN_INTERVAL);
+    for (let at = 0; at < this.#rest.length; ) {
+      const count = addon.write(this.#fd, this.#rest, at, this.#rest.length - at);
+      if (count >= 0) at += count;
+      else if (count === -EAGAIN) await setTimeout(DRAIN_INTERVAL);
+      else return;
+    }
   }
 
   #ready(): void {

@@ -92,10 +92,14 @@ export class HostServices implements Disposable {
     this.#end = undefined;
   }
 
-  /** Resolves when what the guest said last is in its sockets; what was still in its queues, unless it was stopped. */
-  async drain({ reason }: MachineEnd): Promise<void> {
-    const ports = reason === 'stopped' ? [] : this.consolePorts;
-    await Promise.all([this.serial?.drain(), ...ports.map((port) => port.drain())]);
+  /** Takes what the guest has still in its console's queues at its end, before its memory goes. */
+  keepOutput(): void {
+    for (const port of this.consolePorts) port.end();
+  }
+
+  /** Resolves when what the guest said last is in its sockets. */
+  async drain(): Promise<void> {
+    await Promise.all([this.serial?.drain(), ...this.consolePorts.map((port) => port.drain())]);
   }
 
   log(level: 'debug' | 'info' | 'warn', message: string): void {

@@ -66,16 +66,17 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
     let end: MachineEnd;
     for (;;) {
       end = runLoop(machine, host);
-      if (end.reason !== 'guest-reset' || config.onReset === 'end') break;
+      const last = end.reason !== 'guest-reset' || config.onReset === 'end';
+      if (last && end.reason !== 'stopped') host.keepOutput();
       machine[Symbol.dispose]();
+      if (last) break;
       host.log('info', 'the guest reset itself: booting it again');
       host.clearEnd();
       machine = await VirtualMachine.build(config, host);
     }
     host.closeDrives();
     post({ type: 'ended', end, stats: host.statistics.snapshot() });
-    await host.drain(end);
-    machine[Symbol.dispose]();
+    await host.drain();
   } catch (error) {
     post({ type: 'failed', error: errorToData(error) });
   }

@@ -50,7 +50,7 @@ export class VirtioConsole implements VirtioDevice {
     ports.forEach((stream, id) => {
       stream.onReady = () => this.#ready(id);
       stream.onResize = () => this.#resized(id);
-      stream.onDrain = () => (this.#ports[id] as Port).drain();
+      stream.onEnd = (most) => (this.#ports[id] as Port).end(most);
     });
   }
 

@@ -69,7 +69,10 @@ export class Port {
 
   /** The socket may be able to go on. */
   ready(): void {
-    if (this.#awaitsRoom) this.drain();
+    if (this.#awaitsRoom) {
+      this.#awaitsRoom = false;
+      this.transmit();
+    }
     if (this.#awaitsInput) {
       this.#awaitsInput = false;
       this.receive();
@@ -77,11 +80,20 @@ export class Port {
     this.#wait();
   }
 
-  /** Tries to write what the guest has given. @returns whether that is all. */
-  drain(): boolean {
-    this.#awaitsRoom = false;
-    this.transmit();
-    return !this.#awaitsRoom;
+  /** Takes what could not be written before the guest's end. @param most bytes; the rest is lost. */
+  end(most: number): Uint8Array {
+    const queue = this.#queues?.transmit;
+    const rest: Uint8Array[] = [];
+    let left = most;
+    for (let chain = queue?.pop(); chain; chain = queue?.pop()) {
+      // A guest may have changed a chain since a part of it was sent.
+      const bytes = new Uint8Array(Math.max(0, Math.min(left, chain.readable.length - this.#sent)));
+      chain.readable.read(this.#sent, bytes);
+      rest.push(bytes);
+      left -= bytes.length;
+      this.#sent = 0;
+    }
+    return Buffer.concat(rest);
   }
 
   /** Output, as far as the socket takes it. @returns whether there was some. */
