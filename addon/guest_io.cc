@@ -6,7 +6,6 @@
 #include <csignal>
 #include <cstring>
 #include <fcntl.h>
-#include <sys/eventfd.h>
 #include <system_error>
 #include <unistd.h>
 #include <unordered_set>
@@ -144,7 +143,10 @@ void GuestIo::Init(Napi::Env env, Napi::Object exports) {
                                      {InstanceMethod<&GuestIo::Close>("close")}));
 }
 
-GuestIo::GuestIo(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GuestIo>(info) {
+GuestIo::GuestIo(const Napi::CallbackInfo& info)
+    : Napi::ObjectWrap<GuestIo>(info),
+      inbox_(RunHost::Unwrap(info[1].As<Napi::Object>())->inbox()),
+      ready_(info[2].As<Napi::Number>().Uint32Value() & 0xffff) {
   Napi::Env env = info.Env();
   auto regions = info[0].As<Napi::Array>();
   for (uint32_t i = 0; i < regions.Length(); i++) {
@@ -153,11 +155,7 @@ GuestIo::GuestIo(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GuestIo>(inf
     if (!pages) throw Napi::TypeError::New(env, "an unmapped region");
     regions_.push_back({static_cast<uint64_t>(pair.Get(0u).As<Napi::Number>().Int64Value()), pages});
   }
-  eventfd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (eventfd_ < 0) throw Napi::Error::New(env, std::string("eventfd: ") + strerror(errno));
-
   auto self = info.This().As<Napi::Object>();
-  self.Set("eventfd", Napi::Number::New(env, eventfd_));
   // Raw functions bound to this object: they are called for every request.
   for (auto [name, callback] : {std::pair{"transfer", Transfer}, {"submit", Submit}, {"completions", Completions}, {"cancel", Cancel}}) {
     napi_value function;
@@ -181,8 +179,6 @@ void GuestIo::Stop() {
   threads_.clear();
   regions_.clear();
   completions_.clear();
-  if (eventfd_ >= 0) close(eventfd_);
-  eventfd_ = -1;
 }
 
 bool GuestIo::Translate(const double* pairs, size_t count, std::vector<iovec>* iov) const {
@@ -323,10 +319,7 @@ void GuestIo::Work() {
 
 void GuestIo::Complete(double token, int64_t result) {
   completions_.push_back({token, static_cast<double>(result)});
-  if (completions_.size() > 1) return;  // The descriptor is readable already.
-  uint64_t one = 1;
-  while (write(eventfd_, &one, sizeof one) < 0 && errno == EINTR) {
-  }
+  if (completions_.size() == 1) inbox_->Post(&ready_, 1);
 }
 
 napi_value GuestIo::Completions(napi_env env, napi_callback_info info) {
@@ -340,11 +333,6 @@ napi_value GuestIo::Completions(napi_env env, napi_callback_info info) {
   size_t count = std::min(done.size(), length / sizeof(Completion));
   if (count > 0) memcpy(bytes, done.data(), count * sizeof(Completion));
   done.erase(done.begin(), done.begin() + static_cast<ptrdiff_t>(count));
-  if (done.empty()) {
-    uint64_t value;
-    while (read(self->eventfd_, &value, sizeof value) < 0 && errno == EINTR) {
-    }
-  }
   return Number(env, static_cast<int64_t>(count));
 }
 

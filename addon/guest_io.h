@@ -12,11 +12,12 @@
 #include <vector>
 
 #include "mapping.h"
+#include "run_host.h"
 
 namespace tsvisor {
 
-// new GuestIo([[gpa, Mapping], ...]): the guest's RAM. It stays mapped while an operation uses it.
-//   .eventfd    readable while there are completions
+// new GuestIo([[gpa, Mapping], ...], runHost, token): the guest's RAM, which stays mapped while an operation uses it, and
+// what the RunHost's next() says (0x10000 | token) when there are completions.
 //   .transfer(operation, fd, offset, pairs, count, flags, prefix?)
 //               one system call now: preadv2 or pwritev2 at offset, readv or writev where offset is negative; RWF_ flags.
 //               pairs is a Float64Array of (gpa, length); prefix, bytes before them. Bytes moved, or -errno; -EFAULT
@@ -70,7 +71,8 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
 
   std::vector<Region> regions_;
   std::vector<iovec> scratch_;
-  int eventfd_ = -1;
+  const std::shared_ptr<RunHost::Inbox> inbox_;
+  const uint32_t ready_;  // the token that goes into it
   std::mutex mutex_;
   std::condition_variable work_;
   std::deque<Job> queue_;

@@ -44,7 +44,7 @@ void RunHost::Init(Napi::Env env, Napi::Object exports) {
   exports.Set("RunHost", constructor);
 }
 
-RunHost::RunHost(const Napi::CallbackInfo& info) : Napi::ObjectWrap<RunHost>(info), thread_(pthread_self()) {
+RunHost::RunHost(const Napi::CallbackInfo& info) : Napi::ObjectWrap<RunHost>(info), inbox_(std::make_shared<Inbox>(pthread_self())) {
   Napi::Env env = info.Env();
   int signal = KickSignal();
   if (signal == 0) throw Napi::Error::New(env, "no free real-time signal to interrupt a vCPU with");
@@ -83,7 +83,8 @@ void RunHost::Stop() {
   if (epoll_ >= 0) close(epoll_);
   if (wake_ >= 0) close(wake_);
   epoll_ = wake_ = vcpu_ = -1;
-  runPages_.reset();
+  std::lock_guard<std::mutex> lock(inbox_->mutex);
+  inbox_->runPages.reset();
 }
 
 void RunHost::Close(const Napi::CallbackInfo&) { Stop(); }
@@ -93,8 +94,8 @@ Napi::Value RunHost::AttachVcpu(const Napi::CallbackInfo& info) {
   std::shared_ptr<Pages> pages = mapping->pages();
   if (!pages || pages->length < sizeof(kvm_run)) throw Napi::TypeError::New(info.Env(), "not a kvm_run mapping");
   vcpu_ = info[0].As<Napi::Number>().Int32Value();
-  std::lock_guard<std::mutex> lock(mutex_);
-  runPages_ = pages;
+  std::lock_guard<std::mutex> lock(inbox_->mutex);
+  inbox_->runPages = pages;
   return info.Env().Undefined();
 }
 
@@ -122,55 +123,60 @@ void RunHost::Poll() {
   pthread_sigmask(SIG_BLOCK, &all, nullptr);
   pthread_setname_np(pthread_self(), "tsvisor-poller");
   epoll_event events[16];
+  uint32_t tokens[16];
   for (;;) {
     int count = epoll_wait(epoll_, events, 16, -1);
     if (count < 0 && errno != EINTR) return;
-    bool stop = false;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      for (int i = 0; i < count; i++) {
-        if (events[i].data.u64 == kWakeToken) stop = true;
-        else ready_.push_back(static_cast<uint32_t>(events[i].data.u64));
-      }
-      if (stop) return;
-      if (ready_.empty()) continue;
-      pending_.store(true);
-      if (runPages_) {
-        __atomic_store_n(&run()->immediate_exit, 1, __ATOMIC_SEQ_CST);
-        if (inGuest_.load()) pthread_kill(thread_, KickSignal());
-      }
+    size_t ready = 0;
+    for (int i = 0; i < count; i++) {
+      if (events[i].data.u64 == kWakeToken) return;
+      tokens[ready++] = static_cast<uint32_t>(events[i].data.u64);
     }
-    changed_.notify_one();
+    if (ready > 0) inbox_->Post(tokens, ready);
   }
 }
 
+void RunHost::Inbox::Post(const uint32_t* tokens, size_t count) {
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    ready.insert(ready.end(), tokens, tokens + count);
+    pending.store(true);
+    if (runPages) {
+      __atomic_store_n(&static_cast<kvm_run*>(runPages->address)->immediate_exit, 1, __ATOMIC_SEQ_CST);
+      if (inGuest.load()) pthread_kill(thread, KickSignal());
+    }
+  }
+  changed.notify_one();
+}
+
 int64_t RunHost::Next() {
+  Inbox& inbox = *inbox_;
   for (;;) {
-    if (pending_.load()) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (!ready_.empty()) {
-        uint32_t token = ready_.front();
-        ready_.pop_front();
-        if (ready_.empty()) pending_.store(false);
+    if (inbox.pending.load()) {
+      std::lock_guard<std::mutex> lock(inbox.mutex);
+      if (!inbox.ready.empty()) {
+        uint32_t token = inbox.ready.front();
+        inbox.ready.pop_front();
+        if (inbox.ready.empty()) inbox.pending.store(false);
         return kReady | token;
       }
-      pending_.store(false);
+      inbox.pending.store(false);
     }
-    if (!runnable_ || !runPages_) {
-      std::unique_lock<std::mutex> lock(mutex_);
+    if (!runnable_ || !inbox.runPages) {
+      std::unique_lock<std::mutex> lock(inbox.mutex);
       if (epoll_ < 0) return -EBADF;
-      changed_.wait(lock, [this] { return !ready_.empty(); });
+      inbox.changed.wait(lock, [&inbox] { return !inbox.ready.empty(); });
       continue;
     }
-    inGuest_.store(true);
+    inbox.inGuest.store(true);
     __atomic_store_n(&run()->immediate_exit, 0, __ATOMIC_SEQ_CST);
-    if (pending_.load()) {
-      inGuest_.store(false);
+    if (inbox.pending.load()) {
+      inbox.inGuest.store(false);
       continue;
     }
     int result = ioctl(vcpu_, KVM_RUN, 0);
     int error = errno;
-    inGuest_.store(false, std::memory_order_relaxed);
+    inbox.inGuest.store(false, std::memory_order_relaxed);
     if (result >= 0) return run()->exit_reason;
     // EINTR: kicked, or a signal of the process. EAGAIN: an application processor that got its SIPI (KVM API 4.10).
     if (error != EINTR && error != EAGAIN) return -error;

@@ -30,6 +30,21 @@ namespace tsvisor {
 // that is already under way.
 class RunHost : public Napi::ObjectWrap<RunHost> {
  public:
+  // Where other threads leave tokens for next(), and how they wake its thread. Whoever posts holds it.
+  struct Inbox {
+    explicit Inbox(pthread_t owner) : thread(owner) {}
+    void Post(const uint32_t* tokens, size_t count);
+
+    const pthread_t thread;  // The only one that calls next(): the one that made the RunHost.
+    std::atomic<bool> inGuest{false};
+    std::atomic<bool> pending{false};
+    std::mutex mutex;  // guards ready and, against who posts, runPages
+    std::condition_variable changed;
+    std::deque<uint32_t> ready;       // bounded: each token is posted once and then not before it was taken
+    std::shared_ptr<Pages> runPages;  // immediate_exit is written through it
+  };
+  std::shared_ptr<Inbox> inbox() const { return inbox_; }
+
   static void Init(Napi::Env env, Napi::Object exports);
   explicit RunHost(const Napi::CallbackInfo& info);
   ~RunHost() override;
@@ -37,7 +52,7 @@ class RunHost : public Napi::ObjectWrap<RunHost> {
  private:
   static napi_value Next(napi_env env, napi_callback_info info);
   int64_t Next();
-  kvm_run* run() const { return static_cast<kvm_run*>(runPages_->address); }
+  kvm_run* run() const { return static_cast<kvm_run*>(inbox_->runPages->address); }
   void Poll();
   void Stop();
 
@@ -53,14 +68,7 @@ class RunHost : public Napi::ObjectWrap<RunHost> {
 
   int vcpu_ = -1;
   bool runnable_ = false;
-  std::shared_ptr<Pages> runPages_;  // changed under mutex_ only: the poller writes immediate_exit through it
-  pthread_t thread_;  // The only thread that calls next(): the one that made this object.
-
-  std::atomic<bool> inGuest_{false};
-  std::atomic<bool> pending_{false};
-  std::mutex mutex_;  // guards ready_ and, against the poller, runPages_
-  std::condition_variable changed_;
-  std::deque<uint32_t> ready_;  // tokens; bounded by the number of watches, since each is one-shot
+  const std::shared_ptr<Inbox> inbox_;
 };
 
 }  // namespace tsvisor

@@ -1,5 +1,4 @@
 import { addon, type Mapping, type NativeGuestIo } from '../kvm/addon.js';
-import { EPOLLIN } from '../kvm/generated/abi.js';
 import type { FdEvents } from '../machine/fd-events.js';
 import type { Segments } from '../virtio/segments.js';
 
@@ -23,19 +22,20 @@ const NO_PAIRS = new Float64Array(0);
  */
 export class GuestIo implements Disposable {
   readonly #native: NativeGuestIo;
-  readonly #events: FdEvents;
-  readonly #watch: (events: number) => void;
+  readonly #removeSource: () => void;
   readonly #waiting: (IoRequest | undefined)[] = [];
   readonly #freeTokens: number[] = [];
   readonly #source = new Float64Array(2);
   readonly #completions = new Float64Array(2 * BATCH);
   readonly #batchListeners: (() => void)[] = [];
-  #armed = false;
 
   constructor(regions: readonly (readonly [gpa: number, mapping: Mapping])[], events: FdEvents) {
-    this.#native = new addon.GuestIo(regions);
-    this.#events = events;
-    this.#watch = events.add(this.#native.eventfd, () => this.#ready());
+    const { source, remove } = events.addSource(
+      () => this.#ready(),
+      (host, token) => new addon.GuestIo(regions, host, token),
+    );
+    this.#native = source;
+    this.#removeSource = remove;
   }
 
   /** Called after each batch of completions: the time to publish used buffers. */
@@ -107,12 +107,11 @@ export class GuestIo implements Disposable {
 
   /** Waits for operations that have begun; requests hear nothing any more. */
   [Symbol.dispose](): void {
-    this.#events.remove(this.#native.eventfd);
     this.#native.close();
+    this.#removeSource();
   }
 
   #ready(): void {
-    this.#armed = false;
     for (;;) {
       const count = this.#native.completions(this.#completions);
       for (let i = 0; i < count; i++) {
@@ -124,10 +123,6 @@ export class GuestIo implements Disposable {
       if (count < BATCH) break;
     }
     for (const listener of this.#batchListeners) listener();
-    if (this.pending > 0 && !this.#armed) {
-      this.#armed = true;
-      this.#watch(EPOLLIN);
-    }
   }
 
   #token(request: IoRequest): number {
@@ -137,14 +132,9 @@ export class GuestIo implements Disposable {
   }
 
   #started(token: number, result: number): void {
-    if (result < 0) {
-      this.#release(token);
-      throw new RangeError(`I/O on memory that the guest does not have (${result})`);
-    }
-    if (!this.#armed) {
-      this.#armed = true;
-      this.#watch(EPOLLIN);
-    }
+    if (result >= 0) return;
+    this.#release(token);
+    throw new RangeError(`I/O on memory that the guest does not have (${result})`);
   }
 
   #release(token: number): void {

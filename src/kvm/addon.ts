@@ -24,7 +24,6 @@ export interface RunHost {
 
 /** Vectored I/O on guest memory; see addon/guest_io.h. */
 export interface NativeGuestIo {
-  readonly eventfd: number;
   transfer(
     operation: number,
     fd: number,
@@ -72,7 +71,11 @@ export interface Addon {
   adopt(fd: number): number;
   readonly Mapping: new (length: number, protection: number, flags: number, fd: number, offset: number) => Mapping;
   readonly RunHost: new () => RunHost;
-  readonly GuestIo: new (regions: readonly (readonly [gpa: number, mapping: Mapping])[]) => NativeGuestIo;
+  readonly GuestIo: new (
+    regions: readonly (readonly [gpa: number, mapping: Mapping])[],
+    host: RunHost,
+    token: number,
+  ) => NativeGuestIo;
 }
 
 const require = createRequire(import.meta.url);

@@ -2,7 +2,7 @@ import { errnoName, TsvisorError } from '../errors.js';
 import { addon, type RunHost } from '../kvm/addon.js';
 import { EPOLLIN } from '../kvm/generated/abi.js';
 
-/** Descriptors that the run loop waits for beside the vCPU: each has a token and a handler on the machine thread. */
+/** What the run loop waits for beside the vCPU, mostly descriptors: each has a token and a handler on the machine thread. */
 export class FdEvents {
   readonly #host: RunHost;
   readonly #handlers: ((() => void) | undefined)[] = [];
@@ -12,14 +12,21 @@ export class FdEvents {
     this.#host = host;
   }
 
+  /** For what a thread of the addon reports without a descriptor. @param make makes it, given where it is to report to. */
+  addSource<T>(handler: () => void, make: (host: RunHost, token: number) => T): { source: T; remove: () => void } {
+    const token = this.#allocate(handler);
+    const remove = () => {
+      this.#handlers[token] = undefined;
+    };
+    return { source: make(this.#host, token), remove };
+  }
+
   /**
    * Registers a descriptor. @returns a function that asks for one event (a mask of EPOLLIN, EPOLLOUT) and may be called
    * again from the handler; error and hang-up are always reported. A handler may be called once too often.
    */
   add(fd: number, handler: () => void): (events: number) => void {
-    const free = this.#handlers.indexOf(undefined);
-    const token = free < 0 ? this.#handlers.length : free;
-    this.#handlers[token] = handler;
+    const token = this.#allocate(handler);
     this.#tokens.set(fd, token);
     return (events) => {
       const result = this.#host.watch(fd, token, events);
@@ -38,6 +45,13 @@ export class FdEvents {
 
   dispatch(token: number): void {
     this.#handlers[token]?.();
+  }
+
+  #allocate(handler: () => void): number {
+    const free = this.#handlers.indexOf(undefined);
+    const token = free < 0 ? this.#handlers.length : free;
+    this.#handlers[token] = handler;
+    return token;
   }
 }
 

@@ -8,7 +8,6 @@ import {
   openSync,
   readFileSync,
   rmSync,
-  truncateSync,
   writeFileSync,
   writeSync,
 } from 'node:fs';
@@ -16,7 +15,7 @@ import { constants, tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { addon, type Mapping, type NativeGuestIo, READY } from '#dist/kvm/addon.js';
+import { addon, type Mapping, type NativeGuestIo, READY, type RunHost } from '#dist/kvm/addon.js';
 import * as abi from '#dist/kvm/generated/abi.js';
 import { Kvm, kvmIoctl, mapMemory } from '#dist/kvm/kvm.js';
 import { describeKvm } from '../support/kvm.js';
@@ -169,131 +168,6 @@ describe('open-file-description locks', () => {
   });
 });
 
-describe('GuestIo', () => {
-  const READ = 0;
-  const WRITE = 1;
-  const COPY = 5;
-  const PAGE = 4096;
-
-  function rig(size = 1 << 20) {
-    const folder = mkdtempSync(join(tmpdir(), 'tsvisor-io-'));
-    const memory = mapMemory(size, abi.PROT_READ | abi.PROT_WRITE, anonymous, -1, 'testing');
-    const high = mapMemory(PAGE, abi.PROT_READ | abi.PROT_WRITE, anonymous, -1, 'testing');
-    const io = new addon.GuestIo([
-      [0, memory],
-      [size, high],
-    ]);
-    const path = join(folder, 'file');
-    writeFileSync(path, '');
-    const fd = addon.open(path, fsConstants.O_RDWR);
-    const pairs = (...numbers: number[]) => Float64Array.from(numbers);
-    const done: [token: number, result: number][] = [];
-    /** Waits for as many completions. */
-    const wait = async (count: number) => {
-      const into = new Float64Array(4);
-      while (done.length < count) {
-        const n = io.completions(into);
-        for (let i = 0; i < n; i++) done.push([into[2 * i] as number, into[2 * i + 1] as number]);
-        if (n === 0) await new Promise((resolve) => setTimeout(resolve, 1));
-      }
-      return done.splice(0).sort(([a], [b]) => a - b);
-    };
-    const close = () => {
-      io.close();
-      addon.close(fd);
-      memory.unmap();
-      high.unmap();
-      rmSync(folder, { recursive: true });
-    };
-    return {
-      io,
-      fd,
-      path,
-      pairs,
-      wait,
-      close,
-      bytes: new Uint8Array(memory.buffer),
-      high: new Uint8Array(high.buffer),
-    };
-  }
-
-  test('moves guest memory, across regions too, and nothing outside of it', async () => {
-    const { io, fd, path, pairs, wait, close, bytes, high } = rig();
-    bytes.fill(1, (1 << 20) - 2);
-    high.fill(2, 0, 3);
-    expect(io.submit(7, WRITE, fd, 10, 5, pairs((1 << 20) - 2, 5), 1)).toBe(0);
-    expect(await wait(1)).toEqual([[7, 5]]);
-    expect([...readFileSync(path).subarray(9)]).toEqual([0, 1, 1, 2, 2, 2]);
-    expect(io.transfer(READ, fd, 10, pairs(0, 2, 100, 50), 2, 0)).toBe(5);
-    expect([...bytes.subarray(100, 104)]).toEqual([2, 2, 2, 0]);
-    const { EFAULT } = constants.errno;
-    for (const bad of [
-      [-1, 4],
-      [Number.NaN, 4],
-      [(1 << 20) + PAGE - 1, 2],
-      [2 ** 52, 1],
-      [0, 2 ** 40],
-    ] as const) {
-      expect(io.transfer(READ, fd, 0, pairs(...bad), 1, 0)).toBe(-EFAULT);
-      expect(io.submit(1, READ, fd, 0, 0, pairs(...bad), 1)).toBe(-EFAULT);
-    }
-    expect(() => io.transfer(READ, fd, 0, pairs(0, 1), 2, 0)).toThrow(TypeError);
-    expect(() => io.submit(1, 6, fd, 0, 0, pairs(), 0)).toThrow(TypeError);
-    close();
-  });
-
-  test('writes a copy of bytes', async () => {
-    const { io, fd, path, pairs, wait, close } = rig();
-    const bytes = new Uint8Array([1, 2, 3, 4]);
-    expect(io.submit(1, WRITE, fd, 2, 3, pairs(), 0, bytes.subarray(1))).toBe(0);
-    bytes.fill(9);
-    expect(await wait(1)).toEqual([[1, 3]]);
-    expect([...readFileSync(path)]).toEqual([0, 0, 2, 3, 4]);
-    expect(() => io.submit(1, READ, fd, 0, 4, pairs(), 0, bytes)).toThrow(/bytes are for a write/);
-    expect(() => io.submit(1, WRITE, fd, 0, 4, pairs(0, 1), 1, bytes)).toThrow(/bytes are for a write/);
-    close();
-  });
-
-  test('copies between files, as far as the source goes', async () => {
-    const { io, fd, path, pairs, wait, close } = rig();
-    const from = join(path, '..', 'from');
-    const contents = Uint8Array.from({ length: 200_000 }, (_, i) => i % 251);
-    writeFileSync(from, contents);
-    const source = addon.open(from, fsConstants.O_RDONLY);
-    io.submit(1, COPY, fd, 5, 150_000, pairs(source, 7), 1);
-    expect(await wait(1)).toEqual([[1, 150_000]]);
-    expect(readFileSync(path).subarray(5).equals(contents.subarray(7, 150_007))).toBe(true);
-    io.submit(2, COPY, fd, 0, 1000, pairs(source, 199_999), 1);
-    io.submit(3, COPY, fd, 0, 10, pairs(9999, 0), 1);
-    io.submit(4, COPY, source, 0, 10, pairs(fd, 0), 1);
-    expect(await wait(3)).toEqual([
-      [2, 1],
-      [3, -EBADF],
-      [4, -EBADF],
-    ]);
-    expect(() => io.submit(1, COPY, fd, 0, 1, pairs(), 0)).toThrow(/copy takes one pair/);
-    addon.close(source);
-    close();
-  });
-
-  test('cancels what no thread has begun, of those named; each completes once', async () => {
-    const size = 64 << 20;
-    const { io, fd, path, pairs, wait, close } = rig(size);
-    truncateSync(path, size);
-    const tokens = Array.from({ length: 60 }, (_, i) => i);
-    for (const token of tokens) io.submit(token, READ, fd, 0, size, pairs(0, size), 1);
-    io.submit(100, READ, fd, 0, 1, pairs(0, 1), 1);
-    io.cancel(Float64Array.from(tokens));
-    const results = await wait(61);
-    expect(results.map(([token]) => token)).toEqual([...tokens, 100]);
-    const canceled = results.filter(([, result]) => result === -constants.errno.ECANCELED);
-    expect(canceled.length).toBeGreaterThan(0); // there are 8 threads
-    expect(results.filter(([, result]) => result === size)).toHaveLength(60 - canceled.length);
-    expect(results.at(-1)).toEqual([100, 1]);
-    close();
-  });
-});
-
 describe('a terminated Worker', () => {
   test('leaves no descriptor, thread or mapping', async () => {
     const source = `
@@ -368,6 +242,7 @@ describe('guest I/O', () => {
   let mappings: Mapping[];
   let ram: Uint8Array[];
   let io: NativeGuestIo;
+  let host: RunHost;
 
   const map = (length: number) => mapMemory(length, abi.PROT_READ | abi.PROT_WRITE, anonymous, -1, 'testing');
   const pattern = (length: number) => Uint8Array.from({ length }, (_, i) => (i * 7 + (i >> 8)) & 0xff);
@@ -378,13 +253,11 @@ describe('guest I/O', () => {
     io.submit(token, operation, file, offset, length, Float64Array.from(pairs), pairs.length / 2);
   /** Waits as a run loop does. */
   const completions = (count: number): Map<number, number> => {
-    const host = new addon.RunHost();
     const done = new Map<number, number>();
     const into = new Float64Array(2 * 7);
-    while (done.size < count) {
-      host.watch(io.eventfd, 0, abi.EPOLLIN);
-      host.next();
-      const n = io.completions(into);
+    for (let n = 0; done.size < count; ) {
+      if (n < 7) expect(host.next()).toBe(READY | 5);
+      n = io.completions(into);
       for (let i = 0; i < n; i++) {
         const token = into[2 * i] as number;
         if (done.has(token)) throw new Error(`operation ${token} completed twice`);
@@ -392,7 +265,6 @@ describe('guest I/O', () => {
       }
     }
     expect(io.completions(into)).toBe(0);
-    host.close();
     return done;
   };
   const run = (operation: number, offset: number, length: number, ...pairs: number[]): number | undefined => {
@@ -405,14 +277,13 @@ describe('guest I/O', () => {
     file = openSync(join(folder, 'file'), 'w+');
     mappings = [map(4 * page), map(4 * page), map(4 * page)];
     ram = mappings.map(({ buffer }) => new Uint8Array(buffer));
-    io = new addon.GuestIo([
-      [0, mappings[0] as Mapping],
-      [4 * page, mappings[1] as Mapping],
-      [GAP, mappings[2] as Mapping],
-    ]);
+    const regions = [0, 4 * page, GAP].map((gpa, i) => [gpa, mappings[i] as Mapping] as const);
+    host = new addon.RunHost();
+    io = new addon.GuestIo(regions, host, 5);
   });
   afterEach(() => {
     io.close();
+    host.close();
     closeSync(file);
     rmSync(folder, { recursive: true });
   });
@@ -588,7 +459,7 @@ describe('guest I/O', () => {
   test('close waits for what has begun and keeps nothing; memory stays mapped as long', () => {
     const before = resources();
     const own = map(64 * page);
-    const busy = new addon.GuestIo([[0, own]]);
+    const busy = new addon.GuestIo([[0, own]], host, 6);
     const pairs = Float64Array.from(Array.from({ length: 100 }, () => [0, 64 * page]).flat());
     for (let i = 0; i < 16; i++) busy.submit(i, 1, file, 0, 0, pairs, 100);
     own.unmap();
@@ -610,7 +481,7 @@ describe('guest I/O', () => {
       const { createRequire } = require('node:module');
       const { execFileSync } = require('node:child_process');
       const addon = createRequire(${JSON.stringify(`${process.cwd()}/x`)})('./addon/build/Release/tsvisor.node');
-      const io = new addon.GuestIo([[0, new addon.Mapping(4096, 3, 0x22, -1, 0)]]);
+      const io = new addon.GuestIo([[0, new addon.Mapping(4096, 3, 0x22, -1, 0)]], new addon.RunHost(), 0);
       const into = new Float64Array(2);
       if (process.getuid() === 0) process.setuid(65534); // the limit is not for root
       execFileSync('prlimit', ['--pid', String(process.pid), '--nproc=1']);
@@ -626,7 +497,7 @@ describe('guest I/O', () => {
     const source = `
       const { createRequire } = require('node:module');
       const addon = createRequire(${JSON.stringify(`${process.cwd()}/x`)})('./addon/build/Release/tsvisor.node');
-      const io = globalThis.kept = new addon.GuestIo([[0, new addon.Mapping(2 ** 20, 3, 0x22, -1, 0)]]);
+      const io = globalThis.kept = new addon.GuestIo([[0, new addon.Mapping(2 ** 20, 3, 0x22, -1, 0)]], new addon.RunHost(), 0);
       for (let i = 0; i < 20; i++) io.submit(i, 1, ${file}, 0, 0, Float64Array.of(0, 2 ** 20), 1);
       require('node:worker_threads').parentPort.postMessage('up');
       for (;;);`;
