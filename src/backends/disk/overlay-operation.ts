@@ -119,13 +119,12 @@ export class OverlayOperation implements IoRequest {
 
   /** Gives the next clusters back that are here and wholly in the range. @returns undefined when there are none. */
   #discardRun(): number | undefined {
-    const { bitmap, file, dataOffset, size } = this.#overlay;
-    const limit = this.#end === size ? this.endCluster : Math.floor(this.#end / CLUSTER);
+    const { bitmap, file, dataOffset } = this.#overlay;
+    const limit = Math.floor(this.#end / CLUSTER);
     const first = bitmap.find(true, this.#at, limit);
     if (first >= limit) return undefined;
     this.#at = bitmap.find(false, first, limit);
-    const offset = first * CLUSTER;
-    return file.discard(dataOffset + offset, Math.min(this.#at * CLUSTER, size) - offset, this);
+    return file.discard(dataOffset + first * CLUSTER, (this.#at - first) * CLUSTER, this);
   }
 
   /** The rest of the first cluster, the rest of the last, what was asked for; then all of them are the overlay's. */

@@ -119,7 +119,6 @@ export class Blk implements VirtioDevice {
 
   reset(): void {
     this.#queue = this.#memory = undefined;
-    this.#free = [];
     this.#accepted = 0n;
     this.#writeback = true;
     if (this.#inFlight === 0 || this.#releaseVcpus) return;

@@ -117,7 +117,9 @@ describe('5.2.5.2: initialization', () => {
     const { rig } = held();
     rig.driver.writeConfig(field.wce, new Uint8Array([0]));
     expect(writeback(rig)).toBe(0);
-    rig.driver.initialize();
+    rig.driver.status = 0;
+    expect(writeback(rig)).toBe(1);
+    rig.driver.writeConfig(field.wce, new Uint8Array([0])); // nothing is negotiated yet
     expect(writeback(rig)).toBe(1);
     rig.driver.initialize({ features: F_FLUSH });
     rig.driver.writeConfig(field.wce, new Uint8Array([0]));
@@ -432,6 +434,8 @@ describe('2.4.1: a reset while the disk is at work', () => {
 
   test('and a new driver has a device that works', () => {
     const { rig, queue, disk } = held();
+    queue.send([header(IN), 512, 1]);
+    disk.end();
     queue.send([header(IN), 512, 1]);
     rig.driver.status = 0;
     disk.end(0, -125);

@@ -4,9 +4,9 @@ import { AllocationBitmap } from '#dist/backends/disk/allocation-bitmap.js';
 import { PENDING } from '#dist/backends/disk/disk.js';
 import { HostFile } from '#dist/backends/disk/host-file.js';
 import { OverlaySync } from '#dist/backends/disk/overlay-sync.js';
-import { type GuestIo, IoOperation, type IoRequest } from '#dist/backends/guest-io.js';
-import { RWF_NOWAIT } from '#dist/virtio/generated/virtio.js';
+import type { GuestIo, IoRequest } from '#dist/backends/guest-io.js';
 import { Segments } from '#dist/virtio/segments.js';
+import { FakeIo, type Submitted } from '../../support/virtio/fake-io.js';
 import { mockMemory } from '../../support/virtio/mock-driver.js';
 
 const { EAGAIN, ECANCELED, EINVAL, EIO, EOPNOTSUPP } = constants.errno;
@@ -14,56 +14,9 @@ const MiB = 2 ** 20;
 const FD = 7;
 const DIRECT = 8;
 
-interface Submitted {
-  readonly what: string;
-  readonly fd: number;
-  readonly offset: number;
-  readonly length: number;
-  readonly request: IoRequest;
-}
-
-/** Native I/O whose results the test makes up. */
-class FakeIo {
-  /** What transfer() finds; -EAGAIN when there is nothing left. */
-  readonly atOnce: number[] = [];
-  readonly transfers: number[] = [];
-  readonly submitted: Submitted[] = [];
-
-  transfer(_: number, fd: number, offset: number, _segments: Segments, flags: number): number {
-    expect([fd, flags]).toEqual([FD, RWF_NOWAIT]);
-    this.transfers.push(offset);
-    return this.atOnce.shift() ?? -EAGAIN;
-  }
-
-  submit(request: IoRequest, operation: number, fd: number, offset: number, length: number): void {
-    const names = Object.entries(IoOperation).map(([name, number]) => [number, name]);
-    this.submitted.push({ what: Object.fromEntries(names)[operation], fd, offset, length, request });
-  }
-
-  writeBytes(request: IoRequest, fd: number, offset: number, bytes: Uint8Array): void {
-    this.submitted.push({ what: 'bytes', fd, offset, length: bytes.length, request });
-  }
-
-  cancel(unwanted: (request: IoRequest) => boolean): void {
-    for (const { request } of this.submitted.filter(({ request }) => unwanted(request))) this.end(-ECANCELED, request);
-  }
-
-  /** Ends the oldest, or the one of that request; all of it where the result is left out. */
-  end(result?: number, request = this.submitted[0]?.request): void {
-    const at = this.submitted.findIndex((one) => one.request === request);
-    const [one] = this.submitted.splice(at, 1);
-    one?.request.ioDone(result ?? (/read|write|bytes/.test(one.what) ? one.length : 0));
-  }
-
-  /** What is under way, as "what fd@offset+length". */
-  get list(): string[] {
-    return this.submitted.map(({ what, fd, offset, length }) => `${what} ${fd}@${offset}+${length}`);
-  }
-}
-
 function rig({ direct = false } = {}) {
   const { memory } = mockMemory(16 * MiB);
-  const io = new FakeIo();
+  const io = new FakeIo(FD);
   const file = new HostFile(FD, direct ? DIRECT : -1);
   file.attach(io as unknown as GuestIo, memory);
   const results: number[] = [];
