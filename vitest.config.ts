@@ -3,7 +3,7 @@ import { defineConfig } from 'vitest/config';
 // Tests import the compiled program (#dist/…): what is tested is what runs. `npm run build` first, as scripts/test does.
 export default defineConfig({
   test: {
-    include: ['test/{unit,kvm,guest}/**/*.test.ts'],
+    include: ['test/{unit,kvm,guest,fuzz}/**/*.test.ts'],
     pool: 'forks',
     maxWorkers: 2,
     testTimeout: 60_000,

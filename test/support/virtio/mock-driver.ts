@@ -33,6 +33,11 @@ export function mockMemory(size = 8 << 20) {
   return { mapping, memory: new GuestMemory([{ gpa: 0, buffer: mapping.buffer }]) };
 }
 
+function registerBytes() {
+  const bytes = new Uint8Array(4);
+  return { bytes, view: new DataView(bytes.buffer) };
+}
+
 /** The guest's side of one virtio device over MMIO: negotiates, sets up queues, makes requests. */
 export class MockDriver {
   readonly device: VirtioDevice;
@@ -47,6 +52,7 @@ export class MockDriver {
   /** The negotiated features. */
   features = 0n;
   #next: number;
+  readonly #register = registerBytes();
 
   /**
    * @param deviceMemory the device's view of the memory, where it is to be another than the driver's.
@@ -81,15 +87,16 @@ export class MockDriver {
   }
 
   read32(register: number): number {
-    const data = new Uint8Array(4).fill(0xff);
-    this.transport.read(register, data);
-    return new DataView(data.buffer).getUint32(0, true);
+    const { bytes, view } = this.#register;
+    view.setUint32(0, 0xffff_ffff);
+    this.transport.read(register, bytes);
+    return view.getUint32(0, true);
   }
 
   write32(register: number, value: number): void {
-    const data = new Uint8Array(4);
-    new DataView(data.buffer).setUint32(0, value, true);
-    this.transport.write(register, data);
+    const { bytes, view } = this.#register;
+    view.setUint32(0, value, true);
+    this.transport.write(register, bytes);
   }
 
   get status(): number {

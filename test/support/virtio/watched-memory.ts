@@ -10,7 +10,7 @@ export class WatchedMemory extends GuestMemory {
   byteBudget = Number.POSITIVE_INFINITY;
   /** @param value of an integer. */
   onStore: ((gpa: number, length: number, value?: number) => void) | undefined;
-  /** Of bytes, not of integers. */
+  /** Of more than 4 bytes. */
   onRead: ((gpa: number, length: number) => void) | undefined;
 
   override contains(gpa: number, length: number): boolean {
@@ -25,7 +25,8 @@ export class WatchedMemory extends GuestMemory {
 
   override read(gpa: number, into: Uint8Array): void {
     this.#count(into.length);
-    this.onRead?.(gpa, into.length);
+    // An integer that straddles two regions comes by here, too.
+    if (into.length > 4) this.onRead?.(gpa, into.length);
     super.read(gpa, into);
   }
 

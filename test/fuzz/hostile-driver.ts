@@ -1,0 +1,434 @@
+import { feature } from '#dist/virtio/device.js';
+import * as abi from '#dist/virtio/generated/virtio.js';
+import type { Random } from '../kvm/assist/random.js';
+import { type FuzzMachine, LOW_END, RAM } from './machine.js';
+import type { Request, Subject } from './target.js';
+
+const { VRING_DESC_F_NEXT: NEXT, VRING_DESC_F_WRITE: WRITE, VRING_DESC_F_INDIRECT: INDIRECT } = abi;
+const { VIRTIO_CONFIG_S_DRIVER_OK: DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK: FEATURES_OK } = abi;
+const ACKNOWLEDGED = abi.VIRTIO_CONFIG_S_ACKNOWLEDGE | abi.VIRTIO_CONFIG_S_DRIVER;
+const VERSION_1 = feature(abi.VIRTIO_F_VERSION_1);
+const SIZES = [1, 2, 4, 8, 8, 16, 16, 32, 64];
+const HUGE = [
+  2n ** 32n - 1n,
+  2n ** 32n,
+  2n ** 52n,
+  2n ** 53n - 1n,
+  2n ** 53n,
+  2n ** 63n,
+  2n ** 64n - 4096n,
+  2n ** 64n - 1n,
+];
+const LENGTHS = [
+  0,
+  1,
+  2,
+  15,
+  16,
+  17,
+  511,
+  512,
+  513,
+  4095,
+  4096,
+  0x1_0000,
+  0x7fff_ffff,
+  0x8000_0000,
+  0xffff_fff0,
+  2 ** 32 - 1,
+];
+
+interface Descriptor {
+  gpa: bigint;
+  length: number;
+  flags: number;
+  next: number;
+}
+
+/** A queue as the driver believes it to be. */
+interface Ring {
+  readonly index: number;
+  readonly size: number;
+  readonly descriptors: number;
+  readonly available: number;
+  readonly used: number;
+  availIndex: number;
+  nextDescriptor: number;
+}
+
+/** A driver that knows the rules and breaks some of them now and then. */
+export class HostileDriver {
+  readonly #machine: FuzzMachine;
+  readonly #subject: Subject;
+  readonly #random: Random;
+  #rings: Ring[] = [];
+  readonly #operations: readonly (readonly [weight: number, operation: () => string])[];
+  readonly #weights: number;
+
+  constructor(machine: FuzzMachine, subject: Subject, random: Random) {
+    this.#machine = machine;
+    this.#subject = subject;
+    this.#random = random;
+    this.#operations = [
+      [36, () => this.#request()],
+      [14, () => this.#notify(this.#subject.queue(random))],
+      [2, () => this.#notify(random.pick([random.below(20), 0xffff, 0x1_0000, 0xffff_ffff, random.u32()]))],
+      [7, () => this.#pokeRing()],
+      [3, () => this.#pokeMemory()],
+      [2, () => this.#jump()],
+      [8, () => this.#acknowledge()],
+      [3, () => this.#readConfig()],
+      [2, () => this.#writeConfig()],
+      [3, () => this.#register()],
+      [2, () => this.#playStatus()],
+      [1, () => this.#stopQueue()],
+      [1, () => this.#reset()],
+      [2, () => this.initialize()],
+      [16, () => this.#subject.hostEvent(random)],
+    ];
+    this.#weights = this.#operations.reduce((sum, [weight]) => sum + weight, 0);
+  }
+
+  /** One operation of the guest, or of the host. @throws Violation */
+  step(): void {
+    const { trace } = this.#machine;
+    this.#machine.perform(() => {
+      const at = trace?.push('…') ?? 0;
+      const what = this.#choose()();
+      if (trace) trace[at - 1] = what;
+    });
+  }
+
+  #choose(): () => string {
+    const random = this.#random;
+    if (this.#subject.held) return () => this.#subject.hostEvent(random);
+    // A device that does nothing finds nothing.
+    if (!this.#machine.live && random.chance(70)) return () => this.initialize();
+    let left = random.below(this.#weights);
+    for (const [weight, operation] of this.#operations) {
+      if (left < weight) return operation;
+      left -= weight;
+    }
+    throw new Error('no operation');
+  }
+
+  /** Section 3.1.1, nearly always with a good end. */
+  initialize(): string {
+    const { driver } = this.#machine;
+    const random = this.#random;
+    if (random.chance(95)) driver.status = 0;
+    driver.status = ACKNOWLEDGED;
+    let features = driver.offered;
+    for (const bit of [abi.VIRTIO_RING_F_EVENT_IDX, abi.VIRTIO_RING_F_INDIRECT_DESC]) {
+      if (random.chance(40)) features &= ~feature(bit);
+    }
+    if (random.chance(40)) features &= random.u64() | VERSION_1 | (random.chance(80) ? 0x7000_0000n : 0n);
+    if (random.chance(2)) features ^= feature(random.below(128));
+    driver.writeFeatures(features);
+    driver.status = ACKNOWLEDGED | FEATURES_OK;
+    if (!(driver.status & FEATURES_OK)) {
+      features = VERSION_1 | (features & 0x3000_0000n);
+      driver.writeFeatures(features);
+      driver.status = ACKNOWLEDGED | FEATURES_OK;
+    }
+    this.#rings = [];
+    const queues = driver.device.queueSizes.map((maximum, index) => {
+      if (random.chance(3)) return 'none';
+      return this.#setUpQueue(index, maximum);
+    });
+    if (random.chance(98)) driver.status |= DRIVER_OK;
+    return `initialize, features 0x${features.toString(16)}, queues ${queues.join(' ')}`;
+  }
+
+  #setUpQueue(index: number, maximum: number): string {
+    const { driver, guest } = this.#machine;
+    const random = this.#random;
+    const size = random.chance(2) ? random.pick([0, 3, 2 * maximum, 0x8000]) : Math.min(maximum, random.pick(SIZES));
+    const place = (length: number, alignment: number) => {
+      if (random.chance(2)) return this.#address(length);
+      // Over another ring, or itself, or apart from all.
+      const other = this.#rings.length > 0 && random.chance(6) ? random.pick(this.#rings) : undefined;
+      if (other) return BigInt(this.#partOf(other) + alignment * random.below(4)) & ~BigInt(alignment - 1);
+      return BigInt(random.below((LOW_END - length) / alignment) * alignment);
+    };
+    const clamped = Math.min(size, 0x400);
+    const placed = [place(16 * clamped, 16), place(6 + 2 * clamped, 2), place(6 + 8 * clamped, 4)];
+    driver.write32(abi.VIRTIO_MMIO_QUEUE_SEL, index);
+    driver.write32(abi.VIRTIO_MMIO_QUEUE_NUM, size);
+    const registers = [abi.VIRTIO_MMIO_QUEUE_DESC_LOW, abi.VIRTIO_MMIO_QUEUE_AVAIL_LOW, abi.VIRTIO_MMIO_QUEUE_USED_LOW];
+    registers.forEach((register, i) => {
+      const gpa = placed[i] as bigint;
+      driver.write32(register, Number(gpa & 0xffff_ffffn));
+      driver.write32(register + 4, Number(gpa >> 32n));
+    });
+    const [descriptors, available, used] = placed.map(Number) as [number, number, number];
+    const ring = { index, size, descriptors, available, used, availIndex: 0, nextDescriptor: 0 };
+    if (guest.contains(available, 6 + 2 * size) && guest.contains(used, 6 + 8 * size)) {
+      // The device starts at 0, whatever is there.
+      if (random.chance(97)) {
+        guest.zero(available, 6 + 2 * size);
+        guest.zero(used, 6 + 8 * size);
+      }
+      if (guest.contains(descriptors, 16 * size) && size > 0) this.#rings.push(ring);
+    }
+    driver.write32(abi.VIRTIO_MMIO_QUEUE_READY, 1);
+    return `${size}@${placed.map((gpa) => gpa.toString(16)).join('/')}`;
+  }
+
+  #request(): string {
+    const random = this.#random;
+    const ring = this.#ring(this.#subject.queue(random));
+    if (!ring) return 'no such queue';
+    const { guest } = this.#machine;
+    const what: string[] = [];
+    for (let n = random.chance(70) ? 1 : 1 + random.below(5); n > 0; n--) {
+      const inFlight = (ring.availIndex - guest.readU16(ring.used + 2)) & 0xffff;
+      if (inFlight >= ring.size && random.chance(95)) break;
+      const head = this.#place(ring, this.#subject.request(random, ring.index), what);
+      guest.writeU16(ring.available + 4 + 2 * (ring.availIndex % ring.size), head);
+      ring.availIndex = (ring.availIndex + 1) & 0xffff;
+    }
+    guest.writeU16(ring.available + 2, ring.availIndex);
+    if (random.chance(80)) this.#notify(ring.index);
+    return `requests in queue ${ring.index}: ${what.join('; ')}`;
+  }
+
+  /** Writes a request's descriptors. @returns its head. */
+  #place(ring: Ring, request: Request, what: string[]): number {
+    const random = this.#random;
+    const chain = [...this.#buffers(request.out), ...this.#room(request.in)];
+    if (chain.length === 0) chain.push({ gpa: 0n, length: 0, flags: 0, next: 0 });
+    const head = random.chance(98) ? ring.nextDescriptor % ring.size : random.below(ring.size + 1);
+    // Some of the descriptors in the ring, the others in an indirect table.
+    const direct = random.chance(60) ? chain.length : random.below(Math.min(3, chain.length));
+    const table = direct < chain.length ? this.#tableFor(chain.length - direct) : undefined;
+    if (table !== undefined) {
+      const inner = chain.splice(direct);
+      chain.push({ gpa: table, length: 16 * inner.length, flags: INDIRECT, next: 0 });
+      this.#link(inner, (i) => i);
+      this.#mutate(inner);
+      this.#write(inner, Number(table), (i) => i, inner.length);
+    }
+    this.#link(chain, (i) => (head + i) % ring.size);
+    this.#mutate(chain);
+    this.#write(chain, ring.descriptors, (i) => (head + i) % ring.size, ring.size);
+    ring.nextDescriptor = (ring.nextDescriptor + chain.length) % ring.size;
+    if (this.#machine.trace) {
+      const show = ({ gpa, length, flags, next }: Descriptor) => `${gpa.toString(16)}+${length}/${flags}>${next}`;
+      what.push(`${head}: ${chain.map(show).join(' ')} of ${Buffer.from(request.out.subarray(0, 40)).toString('hex')}`);
+    }
+    return head;
+  }
+
+  #link(chain: Descriptor[], at: (i: number) => number): void {
+    chain.forEach((descriptor, i) => {
+      if (i === chain.length - 1) return;
+      descriptor.flags |= NEXT;
+      descriptor.next = at(i + 1);
+    });
+  }
+
+  #mutate(chain: Descriptor[]): void {
+    const random = this.#random;
+    while (random.chance(9)) {
+      const descriptor = random.pick(chain);
+      switch (random.below(5)) {
+        case 0:
+          descriptor.gpa = this.#address(descriptor.length);
+          break;
+        case 1:
+          descriptor.length = random.chance(70) ? random.pick(LENGTHS) : random.u32();
+          break;
+        case 2:
+          descriptor.flags ^= random.chance(90) ? 1 << random.below(3) : random.u32() & 0xffff;
+          break;
+        case 3:
+          descriptor.next = random.chance(70) ? random.below(chain.length + 1) : random.u32() & 0xffff;
+          break;
+        default:
+          chain.splice(random.below(chain.length + 1), 0, { ...random.pick(chain) });
+      }
+    }
+  }
+
+  #write(chain: Descriptor[], table: number, at: (i: number) => number, size: number): void {
+    const { guest } = this.#machine;
+    chain.forEach(({ gpa, length, flags, next }, i) => {
+      const entry = table + 16 * (at(i) % size);
+      if (!guest.contains(entry, 16)) return;
+      guest.writeU64(entry, gpa);
+      guest.writeU32(entry + 8, length);
+      guest.writeU16(entry + 12, flags);
+      guest.writeU16(entry + 14, next);
+    });
+  }
+
+  /** Cuts bytes into buffers and puts them into memory. */
+  #buffers(bytes: Uint8Array): Descriptor[] {
+    const { guest } = this.#machine;
+    let at = 0;
+    return this.#pieces(bytes.length).map((length) => {
+      const gpa = this.#address(length);
+      if (guest.contains(Number(gpa), length)) guest.write(Number(gpa), bytes.subarray(at, at + length));
+      at += length;
+      return { gpa, length, flags: 0, next: 0 };
+    });
+  }
+
+  #room(total: number): Descriptor[] {
+    return this.#pieces(total).map((length) => ({ gpa: this.#address(length), length, flags: WRITE, next: 0 }));
+  }
+
+  #pieces(total: number): number[] {
+    const random = this.#random;
+    const pieces: number[] = [];
+    for (let left = total; left > 0; ) {
+      const length = pieces.length < 5 && random.chance(50) ? random.below(Math.min(left, 600) + 1) : left;
+      pieces.push(length);
+      left -= length;
+    }
+    return pieces;
+  }
+
+  #tableFor(count: number): bigint {
+    const random = this.#random;
+    return random.chance(97) ? BigInt(random.below(LOW_END - 16 * count)) : this.#address(16 * count);
+  }
+
+  /** Nearly always RAM. */
+  #address(length: number): bigint {
+    const random = this.#random;
+    const kind = random.below(100);
+    if (kind < 86 && length < LOW_END) return BigInt(random.below(LOW_END - length));
+    if (kind < 91) {
+      const region = random.pick(RAM);
+      const gpa = BigInt(region.gpa + region.size - length + (random.chance(60) ? 0 : random.below(3) - 1));
+      return gpa & 0xffff_ffff_ffff_ffffn;
+    }
+    const ring = this.#rings.length > 0 ? random.pick(this.#rings) : undefined;
+    if (kind < 96 && ring) return BigInt(this.#partOf(ring) + random.below(32));
+    if (kind < 98) return BigInt(2 ** 32 + random.below(0x4000));
+    return random.chance(50) ? random.pick(HUGE) : random.u64();
+  }
+
+  #partOf({ descriptors, available, used }: Ring): number {
+    return this.#random.pick([descriptors, available, used]);
+  }
+
+  #ring(index: number): Ring | undefined {
+    return this.#rings.find((ring) => ring.index === index);
+  }
+
+  #notify(index: number): string {
+    this.#machine.driver.write32(abi.VIRTIO_MMIO_QUEUE_NOTIFY, index);
+    return `notify ${index}`;
+  }
+
+  /** Changes what is in a ring, as if another vCPU did. */
+  #pokeRing(): string {
+    const random = this.#random;
+    const { guest } = this.#machine;
+    if (this.#rings.length === 0) return 'no rings';
+    const ring = random.pick(this.#rings);
+    const { descriptors, available, used, size } = ring;
+    const at = random.below(size);
+    const value = random.chance(50) ? random.below(2 * size + 2) : random.u32() & 0xffff;
+    switch (random.below(7)) {
+      case 0:
+        guest.writeU64(descriptors + 16 * at, this.#address(16));
+        return `queue ${ring.index}: descriptor ${at} elsewhere`;
+      case 1:
+        guest.writeU32(descriptors + 16 * at + 8, random.pick(LENGTHS));
+        return `queue ${ring.index}: length of descriptor ${at}`;
+      case 2:
+        guest.writeU16(descriptors + 16 * at + 12 + 2 * random.below(2), value & 7);
+        return `queue ${ring.index}: flags or next of descriptor ${at}: ${value & 7}`;
+      case 3:
+        guest.writeU16(available + 4 + 2 * at, value);
+        return `queue ${ring.index}: available ${at}: ${value}`;
+      case 4:
+        guest.writeU16(available, random.below(3));
+        return `queue ${ring.index}: available flags`;
+      case 5: {
+        const event = (guest.readU16(used + 2) + random.below(5) - 1) & 0xffff;
+        guest.writeU16(available + 4 + 2 * size, event);
+        return `queue ${ring.index}: used_event ${event}`;
+      }
+      default:
+        guest.writeU16(used + 2 * random.below(3 + 4 * size), value);
+        return `queue ${ring.index}: used ring`;
+    }
+  }
+
+  #pokeMemory(): string {
+    const random = this.#random;
+    const length = 1 + random.below(64);
+    const gpa = random.below(LOW_END - length);
+    this.#machine.guest.write(gpa, random.fill(new Uint8Array(length)));
+    return `memory ${gpa.toString(16)}+${length}`;
+  }
+
+  #jump(): string {
+    const random = this.#random;
+    const ring = this.#ring(this.#subject.queue(random));
+    if (!ring) return 'no such queue';
+    const steps = random.pick([-1, 1, 2, ring.size, ring.size + 1, 0x8000, random.u32()]);
+    ring.availIndex = (ring.availIndex + steps) & 0xffff;
+    this.#machine.guest.writeU16(ring.available + 2, ring.availIndex);
+    if (random.chance(70)) this.#notify(ring.index);
+    return `queue ${ring.index}: available index ${ring.availIndex}`;
+  }
+
+  #acknowledge(): string {
+    const bits = this.#random.pick([1, 3, 3, this.#random.u32()]);
+    this.#machine.driver.write32(abi.VIRTIO_MMIO_INTERRUPT_ACK, bits);
+    return `acknowledge ${bits}`;
+  }
+
+  #readConfig(): string {
+    const random = this.#random;
+    const [offset, width] = [random.below(random.chance(90) ? 96 : 0xf00 - 8), random.pick([1, 2, 4, 8])];
+    this.#machine.driver.readConfig(offset, width);
+    return `read ${width} of configuration ${offset}`;
+  }
+
+  #writeConfig(): string {
+    const random = this.#random;
+    const [offset, width] = [random.below(random.chance(90) ? 96 : 0xf00 - 8), random.pick([1, 2, 4, 8])];
+    this.#machine.driver.writeConfig(offset, random.fill(new Uint8Array(width)));
+    return `write ${width} of configuration ${offset}`;
+  }
+
+  #register(): string {
+    const random = this.#random;
+    const { transport } = this.#machine.driver;
+    const offset = random.chance(80) ? 4 * random.below(64) : random.below(0x1000 - 8);
+    const data = random.fill(new Uint8Array(random.chance(80) ? 4 : random.pick([1, 2, 8])));
+    if (random.chance(50)) transport.read(offset, data);
+    else transport.write(offset, data);
+    return `register ${offset.toString(16)}, ${data.length} bytes`;
+  }
+
+  #playStatus(): string {
+    const random = this.#random;
+    const { driver } = this.#machine;
+    const value = random.chance(70)
+      ? driver.status | (1 << random.below(8))
+      : random.u32() & (random.chance(50) ? 0xff : -1);
+    driver.status = value >>> 0;
+    return `status ${value}`;
+  }
+
+  #stopQueue(): string {
+    const { driver } = this.#machine;
+    const queue = this.#subject.queue(this.#random);
+    driver.write32(abi.VIRTIO_MMIO_QUEUE_SEL, queue);
+    driver.write32(abi.VIRTIO_MMIO_QUEUE_READY, this.#random.below(2));
+    return `ready bit of queue ${queue}`;
+  }
+
+  #reset(): string {
+    this.#machine.driver.status = 0;
+    return 'reset';
+  }
+}

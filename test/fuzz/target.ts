@@ -1,0 +1,36 @@
+import type { VirtioDevice } from '#dist/virtio/device.js';
+import type { Random } from '../kvm/assist/random.js';
+import type { FuzzMachine, Limits, Memory } from './machine.js';
+
+/** What a driver asks for: bytes for the device, and how many it may write. */
+export interface Request {
+  readonly out: Uint8Array;
+  readonly in: number;
+}
+
+/** The device of one case, with all that its host does. */
+export interface Subject {
+  readonly device: VirtioDevice;
+  /** The machine around the device is there now. */
+  attach?(machine: FuzzMachine): void;
+  /** A queue that is worth using. */
+  queue(random: Random): number;
+  /** A request that the device could take for a good one, in one of its queues. */
+  request(random: Random, queue: number): Request;
+  /** Something happens on the host: a timer, a packet, the end of an operation. @returns what. */
+  hostEvent(random: Random): string;
+  /** Whether the vCPUs are held. The host's events go on until they are not. */
+  readonly held?: boolean;
+  /** The driver was initialized again, and all went well: the device must still work. @throws Error when it does not. */
+  probe(machine: FuzzMachine): void;
+  /** The case is over. @throws Violation */
+  end?(): void;
+}
+
+/** A kind of device, or one of its queues. */
+export interface Target {
+  readonly name: string;
+  readonly limits: Limits;
+  subject(random: Random, memory: Memory): Subject;
+  dispose?(): void;
+}
