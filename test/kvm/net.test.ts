@@ -1,0 +1,100 @@
+import { once } from 'node:events';
+import { type AddressInfo, connect, createServer } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
+import { describe, expect, test } from 'vitest';
+import { Machine, type MachineConfig } from '#dist/index.js';
+import { Console } from '../support/console.js';
+import { defaultGuest } from '../support/default-guest.js';
+import { describeKvm } from '../support/kvm.js';
+import { resources } from '../support/process-resources.js';
+
+const BOOT = 120_000;
+const forward = (hostPort: number) => ({ protocol: 'tcp', hostAddress: '127.0.0.1', hostPort, guestPort: 80 }) as const;
+
+/** Whether somebody listens. */
+async function connects(port: number): Promise<boolean> {
+  const socket = connect(port, '127.0.0.1');
+  try {
+    await once(socket, 'connect');
+    return true;
+  } catch {
+    return false;
+  } finally {
+    socket.destroy();
+  }
+}
+
+/** What is open, once what was closed is gone. */
+async function settled(like: number): Promise<number> {
+  for (let i = 0; i < 200 && resources().descriptors !== like; i++) await delay(10);
+  return resources().descriptors;
+}
+
+describeKvm('a machine’s networks', () => {
+  const config = (networks: MachineConfig['networks']): MachineConfig => ({
+    ...defaultGuest(),
+    networks: networks ?? [],
+  });
+
+  test('host forwards are open from the beginning, at the ports that were found, and closed with the machine', async () => {
+    const machine = await Machine.create(
+      config([
+        { type: 'user', hostForwards: [forward(0), forward(0)] },
+        { type: 'user', hostForwards: [forward(0)] },
+      ]),
+    );
+    const ports = machine.hostForwards.map(({ hostPort }) => hostPort);
+    expect(new Set(ports).size).toBe(3);
+    expect(machine.hostForwards[0]).toEqual(forward(ports[0] as number));
+    for (const port of ports) expect(await connects(port)).toBe(true);
+    await machine.stop();
+    await machine.close();
+    for (const port of ports) expect(await connects(port)).toBe(false);
+  });
+
+  describe('that cannot be had reject create(), and nothing stays open:', () => {
+    test.each<[string, (port: number) => MachineConfig['networks'], RegExp]>([
+      [
+        'a port in use, after one that was free',
+        (port) => [
+          { type: 'user', hostForwards: [forward(0)] },
+          { type: 'user', hostForwards: [forward(0), forward(port)] },
+        ],
+        /^host forward 'tcp:127\.0\.0\.1:\d+-:80': port \d+ of 127\.0\.0\.1 is in use; /,
+      ],
+      [
+        'an interface that is no tap, after a host forward',
+        () => [
+          { type: 'user', hostForwards: [forward(0)] },
+          { type: 'tap', name: 'lo' },
+        ],
+        /^tap lo: /,
+      ],
+    ])('%s', async (_, networks, message) => {
+      const server = createServer().listen(0, '127.0.0.1');
+      await once(server, 'listening');
+      const guest = config(networks((server.address() as AddressInfo).port));
+      await Machine.create(guest).catch(() => {}); // what is loaded once stays
+      const before = resources().descriptors;
+      const error = await Machine.create(guest).then(
+        () => new Error('it was made'),
+        (reason: Error) => reason,
+      );
+      expect(error).toMatchObject({ code: 'ERR_NETWORK' });
+      expect(error.message).toMatch(message);
+      expect(await settled(before)).toBe(before);
+      server.close();
+    });
+  });
+
+  test('Linux finds its card and pings its router', { timeout: BOOT }, async () => {
+    await using machine = await Machine.create(config([{ type: 'user', mac: '52:54:00:aa:bb:cc' }]));
+    const shell = new Console(machine.serial);
+    await machine.start();
+    await shell.prompt(BOOT / 1e3);
+    expect(await shell.run('cat /sys/class/net/eth0/address')).toContain('52:54:00:aa:bb:cc');
+    await shell.run('ifconfig eth0 10.0.2.15 up; route add default gw 10.0.2.2');
+    expect(await shell.run('ping -c 3 10.0.2.2', 60)).toContain('3 packets transmitted, 3 packets received');
+    expect(await shell.run('cat /sys/class/net/eth0/carrier')).toMatch(/^1\r?$/m);
+  });
+});
