@@ -97,7 +97,7 @@ export class PortStream {
 
   /** Asks for one onReady() when there is input, or room for output, as told; the end of the other side always counts. */
   wait(forInput: boolean, forOutput: boolean): void {
-    const events = (forInput && !this.#inputEnded ? EPOLLIN : 0) | (forOutput ? EPOLLOUT : 0);
+    const events = (forInput ? EPOLLIN : 0) | (forOutput ? EPOLLOUT : 0);
     // Once the other side is gone epoll reports just that, for ever: there may only be input to read to its end.
     if (events === this.#awaited || (this.#outputGone && !(events & EPOLLIN))) return;
     this.#awaited = events;

@@ -125,8 +125,10 @@ describe('5.3.6.2.1 the device MUST NOT specify a port which exists in PORT_ADD,
     using rig = ConsoleRig.ready(['hvc0', 'a']);
     for (let i = 0; i < 5; i++) rig.sendControl(deviceReady);
     for (let i = 0; i < 5; i++) rig.sendControl(portReady(1));
-    rig.sendControl(deviceReady);
     const messages = rig.control();
+    rig.sendControl(deviceReady);
+    rig.sendControl(portReady(1));
+    expect(rig.control()).toEqual([]);
     expect(messages.filter(({ event }) => event === PORT_ADD).map(({ id }) => id)).toEqual([0, 1]);
     expect(messages.filter(({ event }) => event === PORT_NAME)).toHaveLength(1);
     expect(messages.filter(({ event }) => event === PORT_REMOVE)).toEqual([]);

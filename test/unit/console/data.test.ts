@@ -277,6 +277,52 @@ describe('several ports at once', () => {
   });
 });
 
+describe('work at a time', () => {
+  /** A reader that is always as quick as the guest. */
+  const swallow = (rig: ConsoleRig) => {
+    const moved: number[] = [];
+    rig.io.transfer = (_operation, _fd, _offset, segments) => {
+      moved.push(segments.length);
+      return segments.length;
+    };
+    return moved;
+  };
+  const sum = (numbers: readonly number[]) => numbers.reduce((total, n) => total + n, 0);
+
+  test('output is written a MiB at a time, in one buffer or many', async () => {
+    using rig = ConsoleRig.open('hvc0', 'a');
+    const moved = swallow(rig);
+    const queue = rig.transmitq(1);
+    const page = rig.driver.allocate(MiB);
+    queue.writeDescriptor(queue.descriptors, 0, page, 3.5 * MiB, 0, 0);
+    queue.makeAvailable(0);
+    for (let i = 1; i < 64; i++) {
+      queue.writeDescriptor(queue.descriptors, i, page, MiB / 8, 0, 0);
+      queue.makeAvailable(i);
+    }
+    queue.notify();
+    const total = 3.5 * MiB + (63 * MiB) / 8;
+    expect(sum(moved)).toBe(MiB);
+    const before = rig.handled;
+    await rig.until(() => {
+      expect(sum(moved)).toBeLessThanOrEqual(MiB * (1 + rig.handled - before));
+      return sum(moved) === total;
+    });
+    expect(queue.usedIndex).toBe(64);
+  });
+
+  test('a guest that notifies without cause reads no socket', () => {
+    using rig = ConsoleRig.open('hvc0', 'a');
+    rig.receiveq(1).send([100]);
+    const moved = swallow(rig);
+    for (let i = 0; i < 10; i++) {
+      rig.receiveq(1).notify();
+      rig.transmitq(1).notify();
+    }
+    expect(moved).toEqual([]);
+  });
+});
+
 describe('a reset in the middle', () => {
   test('forgets what was half sent, and keeps the sockets', async () => {
     using rig = ConsoleRig.open('hvc0', 'a');

@@ -98,7 +98,7 @@ export class ConsoleRig implements Disposable {
   driver!: MockDriver;
   readonly #memory: ReturnType<typeof mockMemory>['memory'];
   readonly #mapping: ReturnType<typeof mockMemory>['mapping'];
-  readonly #io: GuestIo;
+  readonly io: GuestIo;
   readonly #doorbell = addon.eventfd(0);
   readonly #ring: (events: number) => void;
   readonly #descriptors: number[] = [];
@@ -112,7 +112,7 @@ export class ConsoleRig implements Disposable {
     const { mapping, memory } = mockMemory(64 << 20);
     this.#mapping = mapping;
     this.#memory = memory;
-    this.#io = new GuestIo([[0, mapping]], this.events);
+    this.io = new GuestIo([[0, mapping]], this.events);
     const pairs = ports.map(() => addon.socketpair() as [number, number]);
     this.streams = pairs.map(([, there], i) => {
       const name = ports[i] as string;
@@ -191,7 +191,7 @@ export class ConsoleRig implements Disposable {
 
   /** A new device on the sockets that there are, as the machine's reset makes it. */
   powerOn(): void {
-    this.device = new VirtioConsole({ ports: this.streams, io: this.#io });
+    this.device = new VirtioConsole({ ports: this.streams, io: this.io });
     this.driver = new MockDriver(this.device, this.#memory);
     this.#controlBuffers = 0;
   }
@@ -232,7 +232,7 @@ export class ConsoleRig implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.#io[Symbol.dispose]();
+    this.io[Symbol.dispose]();
     this.#run.close();
     for (const host of this.hosts) host.close();
     for (const fd of [...this.#descriptors, this.#doorbell]) addon.close(fd);
