@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { basename, join } from 'node:path';
 
@@ -10,7 +10,7 @@ const run = (command: string, args: string[], cwd?: string) => execFileSync(comm
 export interface DebianKernel {
   /** Path of its bzImage. */
   readonly vmlinuz: string;
-  /** Paths of its modules by file name, such as `virtio-rng.ko`. */
+  /** Paths of its modules by name, such as `virtio-rng`. */
   readonly modules: ReadonlyMap<string, string>;
 }
 
@@ -37,6 +37,21 @@ export function debianCloudKernel(): DebianKernel {
   const modules = files.filter((file) => file.endsWith('.ko'));
   return {
     vmlinuz: join(boot, vmlinuz),
-    modules: new Map(modules.map((file) => [basename(file), join(folder, 'lib', 'modules', file)])),
+    modules: new Map(modules.map((file) => [basename(file, '.ko'), join(folder, 'lib', 'modules', file)])),
   };
+}
+
+/** Those modules and all they depend on, each after what it needs: the order for insmod. */
+export function withDependencies(modules: DebianKernel['modules'], names: readonly string[]) {
+  const ordered = new Map<string, { readonly name: string; readonly path: string }>();
+  const add = (name: string) => {
+    const path = modules.get(name);
+    if (!path) throw new Error(`this kernel has no module ${name}`);
+    // In its .modinfo section; modprobe takes it from modules.dep, which is made when a kernel is installed.
+    const depends = /\0depends=([^\0]*)\0/.exec(readFileSync(path, 'latin1'))?.[1] ?? '';
+    for (const other of depends.split(',').filter((text) => text !== '')) add(other);
+    ordered.set(name, { name, path });
+  };
+  for (const name of names) add(name);
+  return [...ordered.values()];
 }
