@@ -15,8 +15,8 @@ export interface MapEntry {
 
 /**
  * The e820 map (ACPI 6.4 section 15.1): conventional memory, the reserved KiB with the MP table after it, and RAM from
- * 1 MiB on. Nothing is said of 0xa0000..0x100000, the PC's video memory and ROMs, even where host memory lies behind it,
- * but of ACPI tables: they are reserved, not "ACPI reclaim", so that a kernel that is started later by kexec has them too.
+ * 1 MiB on. Nothing is said of 0xa0000..0x100000, the PC's video memory and ROMs, even where host memory lies behind
+ * it, but of ACPI tables: they are reserved, not "ACPI reclaim", so that a kernel started later by kexec has them too.
  * @param acpi whether there are ACPI tables
  */
 export function memoryMap(memory: GuestMemory, acpi = false): MapEntry[] {

@@ -51,7 +51,7 @@ export const ports = {
   /** A byte written here stamps a milestone: 1 `init`, 2 `shell`, others by number. */
   bootTimer: { base: 0xf8, length: 1 },
   serial: { base: 0x3f8, length: 8 },
-  /** ACPI 6.4 section 4.8.3.7 sleep control register: SLP_EN (bit 5) with SLP_TYP 5 powers off. The status register too. */
+  /** ACPI 6.4 section 4.8.3.7 sleep control register: SLP_EN (bit 5) with SLP_TYP 5 powers off. And sleep status. */
   sleepControl: { base: 0x600, length: 1 },
 } as const;
 

@@ -19,8 +19,8 @@ const SCRIPT = [
 ];
 
 /**
- * Boots a kernel with a disk, a network and the entropy device, all to be found by ACPI alone, and checks that each works
- * with its interrupt, that Linux has no complaint about the tables, and that it powers off by ACPI.
+ * Boots a kernel with a disk, a network and the entropy device, all to be found by ACPI alone, and checks that each
+ * works with its interrupt, that Linux has no complaint about the tables, and that it powers off by ACPI.
  * @param folder for what is made here
  * @param before lines for the shell
  * @param more arguments for `tsvisor run`

@@ -46,10 +46,10 @@ export interface IoapicPin {
 }
 
 /**
- * Writes the MP floating pointer structure and configuration table at layout.mpTable, the last KiB of base memory, which
- * is one of the places an OS searches (section 4). CPU n has local APIC ID n and the first is the bootstrap processor;
- * one IOAPIC; one ISA bus, whose interrupt n is IOAPIC pin n, the PIT's too: KVM has it at pin 0, not 2; the PIC on LINT0
- * of the first CPU and NMI on LINT1 of each.
+ * Writes the MP floating pointer structure and configuration table at layout.mpTable, the last KiB of base memory,
+ * which is one of the places an OS searches (section 4). CPU n has local APIC ID n and the first is the bootstrap
+ * processor; one IOAPIC; one ISA bus, whose interrupt n is IOAPIC pin n, the PIT's too: KVM has it at pin 0, not 2; the
+ * PIC on LINT0 of the first CPU and NMI on LINT1 of each.
  * @param pins in use: Linux sets up each pin that is listed, 3 to 10 ms where KVM interprets the guest's kernel
  */
 export function writeMpTable(memory: GuestMemory, cpus: number, pins: readonly IoapicPin[]): void {

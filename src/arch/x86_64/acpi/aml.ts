@@ -1,6 +1,6 @@
 /**
- * AML, the byte code of ACPI's definition blocks (ACPI 6.4 section 20.2), as far as a description of fixed devices needs
- * it: each function encodes one term to its bytes.
+ * AML, the byte code of ACPI's definition blocks (ACPI 6.4 section 20.2), as far as a description of fixed devices
+ * needs it: each function encodes one term to its bytes.
  */
 export type Aml = readonly number[];
 
@@ -90,7 +90,7 @@ export function memory32(base: number, length: number): Aml {
   return [...MEMORY32_FIXED, READ_WRITE, ...littleEndian(base, 4), ...littleEndian(length, 4)];
 }
 
-/** Interrupt(ResourceConsumer, …, ActiveHigh, …) of one GSI: edge-triggered and exclusive, or level-triggered and shared. */
+/** Interrupt(ResourceConsumer, …, ActiveHigh, …) of one GSI: edge and exclusive, or level and shared. */
 export function interrupt(gsi: number, trigger: 'edge' | 'level'): Aml {
   const flags = CONSUMER | (trigger === 'edge' ? EDGE_TRIGGERED : SHARED);
   return [...EXTENDED_INTERRUPT, flags, 1, ...littleEndian(gsi, 4)];

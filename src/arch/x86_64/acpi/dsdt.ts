@@ -32,7 +32,7 @@ export function definitionBlock(hardware: { serial: boolean; virtio: readonly Vi
   return Uint8Array.from([...scope('\\_SB_', ...devices), ...name('\\_S5_', softOff)]);
 }
 
-/** LNRO0005 is what Linux's virtio_mmio driver goes by. On x86 a device without _CCA is cache-coherent (section 6.2.17). */
+/** LNRO0005 is what Linux's virtio_mmio goes by. On x86 a device without _CCA is cache-coherent (section 6.2.17). */
 function virtioMmio({ base, length, gsi }: VirtioSlot, index: number): Aml {
   return device(
     `V${index.toString(16).toUpperCase().padStart(3, '0')}`,
@@ -53,7 +53,7 @@ function serialPort(): Aml {
   );
 }
 
-/** Without an interrupt, which the device never raises. Without this entry Linux would ask for ISA interrupt 8 in vain. */
+/** Without an interrupt, as the device raises none. If this were not here, Linux would ask for ISA's 8 in vain. */
 function realTimeClock(): Aml {
   const { base, length } = ports.cmos;
   return device('RTC_', name('_HID', eisaId('PNP0B00')), name('_CRS', resourceTemplate(ioPorts(base, length))));

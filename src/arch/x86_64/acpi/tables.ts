@@ -58,8 +58,8 @@ const LOCAL_APIC_NMI = 4;
 const ALL_PROCESSORS = 0xff;
 
 /**
- * Writes the ACPI tables from layout.acpiTables on: RSDP, XSDT, FADT, MADT and DSDT. The boot protocol hands the RSDP to
- * the kernel (`rsdp` of BootSource).
+ * Writes the ACPI tables from layout.acpiTables on: RSDP, XSDT, FADT, MADT and DSDT. The boot protocol hands the RSDP
+ * to the kernel (`rsdp` of BootSource).
  *
  * The machine is hardware-reduced: no PM1 registers, SCI, FACS or PM timer, as it has none. Linux then also leaves PIT
  * and PIC alone (acpi_generic_reduced_hw_init in arch/x86/kernel/acpi/boot.c): no ISA interrupts, so that every
@@ -127,7 +127,7 @@ function fadt(dsdtAddress: number): Uint8Array {
   view.setUint8(FADT.resetValue, RESET_PULSE);
   view.setUint8(FADT.minorVersion, 4);
   view.setBigUint64(FADT.xDsdt, BigInt(dsdtAddress), true);
-  // Linux wants both registers to power off. They can be one: WAK_STS, the only bit of the status register, is never set.
+  // Linux wants both registers to power off. They can be one: WAK_STS, the status register's only bit, is never set.
   setPort(view, FADT.sleepControl, ports.sleepControl.base);
   setPort(view, FADT.sleepStatus, ports.sleepControl.base);
   setAscii(view, FADT.hypervisor, 'TSVISOR ');
