@@ -146,10 +146,11 @@ function describe(fd: number, path: string) {
     const remedy = `truncate -s ${Math.ceil(size / SECTOR) * SECTOR} ${path}`;
     throw new DriveError(`${path}: ${size} bytes are not a multiple of ${SECTOR}; grow it with: ${remedy}`);
   }
+  const blockSize = device ? deviceInteger(fd, BLKSSZGET, SECTOR) : SECTOR;
   return {
     size,
-    blockSize: device ? deviceInteger(fd, BLKSSZGET, SECTOR) : SECTOR,
-    physicalBlockSize: device ? deviceInteger(fd, BLKPBSZGET, SECTOR) : FILE_BLOCK,
+    blockSize,
+    physicalBlockSize: Math.max(blockSize, device ? deviceInteger(fd, BLKPBSZGET, SECTOR) : FILE_BLOCK),
     stat,
   };
 }

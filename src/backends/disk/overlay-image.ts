@@ -66,14 +66,16 @@ export class OverlayImage implements Disk {
   }
 
   read(offset: number, into: Segments, request: IoRequest): number {
-    const { first, end } = clusters(offset, into.length);
+    const first = Math.floor(offset / CLUSTER);
+    const end = Math.ceil((offset + into.length) / CLUSTER);
     if (this.bitmap.find(false, first, end) === end) return this.file.read(this.dataOffset + offset, into, request);
     if (this.bitmap.find(true, first, end) === end) return this.base.read(offset, into, request);
     return this.#start('read', offset, into.length, into, request);
   }
 
   write(offset: number, from: Segments, request: IoRequest): number {
-    const { first, end } = clusters(offset, from.length);
+    const first = Math.floor(offset / CLUSTER);
+    const end = Math.ceil((offset + from.length) / CLUSTER);
     // No operation that allocates clusters touches those that are here but with data of its own.
     if (this.bitmap.find(false, first, end) === end) return this.file.write(this.dataOffset + offset, from, request);
     return this.#start('write', offset, from.length, from, request);
@@ -155,8 +157,4 @@ export class OverlayImage implements Disk {
     for (const { offset, bytes } of pieces) writeAll(fd, bytes, this.#bitmapOffset + offset);
     if (pieces.length > 0 && !this.#unsafe) fdatasyncSync(fd);
   }
-}
-
-function clusters(offset: number, length: number): { first: number; end: number } {
-  return { first: Math.floor(offset / CLUSTER), end: Math.ceil((offset + length) / CLUSTER) };
 }

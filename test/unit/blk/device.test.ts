@@ -434,9 +434,9 @@ describe('2.4.1: a reset while the disk is at work', () => {
 
   test('and a new driver has a device that works', () => {
     const { rig, queue, disk } = held();
-    queue.send([header(IN), 512, 1]);
+    for (let i = 0; i < 3; i++) queue.send([header(IN), 512, 1]);
     disk.end();
-    queue.send([header(IN), 512, 1]);
+    disk.end();
     rig.driver.status = 0;
     disk.end(0, -125);
     rig.driver.initialize();

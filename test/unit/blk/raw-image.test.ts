@@ -1,9 +1,10 @@
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import {
   closeSync,
   mkdirSync,
   openSync,
   readFileSync,
+  rmSync,
   statSync,
   truncateSync,
   writeFileSync,
@@ -13,8 +14,8 @@ import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import { temporaryFolder } from '../../support/temporary-folder.js';
-import { BlkRig, header, IOERR, OK, openDrive, range, SECTOR, statusOf } from '../../support/virtio/blk-rig.js';
-import { DiskModel, expectBytes, noise, SEED } from '../../support/virtio/disk-model.js';
+import { BlkRig, header, IOERR, OK, openDrive, range, SECTOR, statusOf, UNSUPP } from '../../support/virtio/blk-rig.js';
+import { DiskModel, expectBytes, noise, random, SEED } from '../../support/virtio/disk-model.js';
 
 const MiB = 2 ** 20;
 const folder = temporaryFolder();
@@ -165,52 +166,132 @@ describe('a raw image', () => {
   });
 });
 
-describe('a host with no space left', () => {
-  const mount = join(folder, 'full');
+/**
+ * Where a file cannot grow beyond a megabyte: a full file system; for a user who may not mount one, a limit of this process,
+ * which is as real to the drive.
+ */
+function smallHost(): { folder: string; error: string; limit: (on: boolean) => void } {
+  const mount = join(folder, 'small');
   mkdirSync(mount);
-  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'none', mount]);
-  afterAll(() => {
-    execFileSync('umount', [mount]);
-  });
+  if (spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'none', mount]).status === 0) {
+    afterAll(() => {
+      execFileSync('umount', [mount]);
+    });
+    return { folder: mount, error: 'ENOSPC', limit: () => {} };
+  }
+  process.on('SIGXFSZ', () => {});
+  const limit = (on: boolean) => {
+    execFileSync('prlimit', [`--pid=${process.pid}`, `--fsize=${on ? MiB : 'unlimited'}:unlimited`]);
+  };
+  return { folder: mount, error: 'EFBIG', limit };
+}
+
+describe('a host with no space left', () => {
+  const { folder: small, error, limit } = smallHost();
 
   test.each([false, true])('fails the write (overlay %s), says so, and the drive goes on', (withOverlay) => {
-    const path = join(mount, 'x.img');
+    const path = join(small, 'x.img');
     const base = image(8 * MiB, noise(64 * 1024));
     if (!withOverlay) writeFileSync(path, '');
     if (!withOverlay) truncateSync(path, 8 * MiB);
     const disk = withOverlay ? openDrive(base, { overlay: path }) : openDrive(path);
     const rig = new BlkRig(disk);
     const data = noise(256 * 1024, 7);
-    const statuses = Array.from({ length: 8 }, (_, i) => rig.write(i * 512, data));
-    expect(statuses.slice(0, 3)).toEqual([OK, OK, OK]);
-    expect(statuses.slice(4)).toEqual([IOERR, IOERR, IOERR, IOERR]);
-    expect(rig.warnings[0]).toMatch(/^blk0 \(.*x\.img\): writing 262144 bytes at \d+ failed with ENOSPC$/);
-    expectBytes(rig.read(0, data.length).data, data);
-    expect(rig.discard(range(512, 512))).toBe(OK);
-    expect(rig.write(512, data)).toBe(OK);
-    expectBytes(rig.read(512, data.length).data, data);
-    rig.close();
-    execFileSync('rm', [path]);
+    limit(true);
+    try {
+      const statuses = Array.from({ length: 8 }, (_, i) => rig.write(i * 512, data));
+      expect(statuses.slice(0, 3)).toEqual([OK, OK, OK]);
+      expect(statuses.slice(4)).toEqual([IOERR, IOERR, IOERR, IOERR]);
+      expect(rig.warnings[0]).toMatch(/^blk0 \(.*x\.img\): writing 262144 bytes at \d+ failed with /);
+      expect(rig.warnings[0]?.endsWith(error)).toBe(true);
+      expectBytes(rig.read(0, data.length).data, data);
+      expect(rig.discard(range(512, 512))).toBe(OK);
+      expect(rig.write(512, data)).toBe(OK);
+      expectBytes(rig.read(512, data.length).data, data);
+      rig.close();
+    } finally {
+      limit(false);
+    }
+    rmSync(path);
   });
 });
 
-describe('a block device', () => {
-  test('is a drive like any other', () => {
+// Loop devices are root's.
+describe.runIf(process.getuid?.() === 0)('a block device', () => {
+  function loopDevice(use: (path: string) => void, ...options: string[]): void {
     const backing = image(4 * MiB);
-    const device = execFileSync('losetup', ['--find', '--show', backing], { encoding: 'utf8' }).trim();
+    const device = execFileSync('losetup', ['--find', '--show', ...options, backing], { encoding: 'utf8' }).trim();
     try {
-      for (const cache of ['writeback', 'none'] as const) {
-        const rig = new BlkRig(openDrive(device, { cache }), {}, 256 * MiB);
-        expect(rig.disk).toMatchObject({ size: 4 * MiB, blockSize: 512 });
-        expect(rig.zero(range(0, 8192))).toBe(OK);
-        const model = new DiskModel(new Uint8Array(4 * MiB), SEED);
-        model.run(rig, 30);
-        model.check(rig);
-        expect(rig.flush()).toBe(OK);
-        rig.close();
-      }
+      use(device);
     } finally {
       execFileSync('losetup', ['--detach', device]);
     }
+  }
+
+  test.each(['writeback', 'none'] as const)('is a drive like any other (cache=%s)', (cache) => {
+    loopDevice((device) => {
+      const rig = new BlkRig(openDrive(device, { cache }), {}, 256 * MiB);
+      expect(rig.disk).toMatchObject({ size: 4 * MiB, blockSize: 512 });
+      const model = new DiskModel(new Uint8Array(4 * MiB), SEED);
+      model.run(rig, 30);
+      model.check(rig);
+      expect(rig.flush()).toBe(OK);
+      expect(() => openDrive(device)).toThrow(/in use by another machine/);
+      rig.close();
+      // Under an overlay it is only read.
+      const overlay = `${join(folder, 'device')}.${cache}.overlay`;
+      for (let boot = 0; boot < 2; boot++) {
+        const above = new BlkRig(openDrive(device, { cache, overlay }), {}, 256 * MiB);
+        model.check(above);
+        if (boot === 0) model.run(above, 10);
+        above.close();
+      }
+    });
   });
+
+  test('with blocks of 4096 bytes says so, and takes sectors all the same', () => {
+    loopDevice((device) => {
+      const rig = new BlkRig(openDrive(device, { cache: 'none' }));
+      const blockSize = rig.driver.readConfig(abi.virtio_blk_config.blk_size, 4);
+      expect(new DataView(blockSize.buffer).getUint32(0, true)).toBe(4096);
+      const data = noise(3 * SECTOR, 8);
+      expect(rig.write(1, data)).toBe(OK);
+      expectBytes(rig.read(1, data.length).data, data);
+      expectBytes(rig.read(0, 4096).data.subarray(SECTOR, 4 * SECTOR), data);
+      expect(rig.warnings).toEqual([]);
+      rig.close();
+    }, '--sector-size=4096');
+  });
+});
+
+test(`a driver that sends anything gets a status for all of it (seed ${SEED})`, () => {
+  const next = random(SEED);
+  const below = (limit: number) => Math.floor(next() * limit);
+  const pick = <T>(...choices: T[]) => choices[below(choices.length)] as T;
+  const path = image(MiB);
+  for (const overlay of [undefined, `${path}.overlay`]) {
+    const rig = new BlkRig(openDrive(path, { overlay }), {}, 512 * MiB);
+    for (let i = 0; i < 400; i++) {
+      const requests = Array.from({ length: 1 + below(8) }, () => {
+        const sector = pick<number | bigint>(below(2100), 2047, 2048, BigInt(below(2 ** 31)) << BigInt(below(64)));
+        const first = header(pick(0, 1, 4, 8, 11, 13, below(2 ** 32)), BigInt.asUintN(64, BigInt(sector)));
+        const rest = Array.from({ length: below(4) }, () =>
+          pick(
+            new Uint8Array(pick(512, 4096, below(600))),
+            range(below(2100), pick(0, 8, below(2 ** 32)), pick(0, 0, 1, 2)),
+          ),
+        );
+        const readable = pick(first, first, first, first.subarray(0, below(16)));
+        return [readable, ...rest, ...Array.from({ length: below(3) }, () => pick(512, below(5000))), 1];
+      });
+      for (const done of rig.requests(requests)) {
+        expect([OK, IOERR, UNSUPP]).toContain(statusOf(done));
+        expect(done.written).toBeLessThanOrEqual(done.data.length);
+      }
+    }
+    expect(rig.driver.broken).toEqual([]);
+    expect(rig.warnings).toEqual([]);
+    expect(rig.read(0, 512).status).toBe(OK);
+    rig.close();
+  }
 });
