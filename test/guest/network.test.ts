@@ -92,9 +92,11 @@ describeKvm('Linux on a network', () => {
       expect(await shell.run(`ping -c 3 ${host}`, 50)).toContain('3 packets transmitted, 3 packets received');
     });
 
-    test.runIf(network.type === 'user')('asks for names', { timeout: 60_000 }, async () => {
-      expect(await shell.run('nslookup known.example', 50)).toMatch(/Address[^\n]*192\.0\.2\.7/);
-    });
+    if (network.type === 'user') {
+      test('asks for names', { timeout: 60_000 }, async () => {
+        expect(await shell.run('nslookup known.example', 50)).toMatch(/Address[^\n]*192\.0\.2\.7/);
+      });
+    }
 
     test('fetches 1 MiB by HTTP', { timeout: TRANSFER }, async () => {
       const out = await shell.run(
@@ -105,7 +107,7 @@ describeKvm('Linux on a network', () => {
     });
 
     test('sends it back', { timeout: TRANSFER }, async () => {
-      await shell.run(`nc ${host} ${PORTS.sink} </tmp/bulk`, TRANSFER / 1e3);
+      await shell.run(`nc ${host} ${PORTS.sink} -e cat /tmp/bulk`, TRANSFER / 1e3);
       await expect.poll(() => sunk, { timeout: 10_000 }).toEqual([MD5]);
       sunk.length = 0;
     });
