@@ -1,5 +1,9 @@
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { parseDrive } from '#dist/cli/drive-option.js';
+import { cli } from '../../support/cli.js';
+import { temporaryFolder } from '../../support/temporary-folder.js';
 
 describe('--drive', () => {
   test.each([
@@ -46,5 +50,29 @@ describe('--drive', () => {
     expect(parse).toThrow(expect.objectContaining({ code: 'ERR_USAGE' }));
     expect(parse).toThrow(why);
     expect(parse).toThrow(/write file=FILE\[,readonly\]\[,cache=writeback\|none\|unsafe\]\[,overlay=FILE\]/);
+  });
+});
+
+describe('the command line', () => {
+  const folder = temporaryFolder();
+
+  test('takes --drive as often as it is given, and of other options the last', async () => {
+    const first = join(folder, 'first.img');
+    writeFileSync(first, new Uint8Array(512));
+    const args = [
+      '--kernel',
+      '/nonexistent/vmlinux',
+      '-m',
+      '1M',
+      '--drive',
+      first,
+      '--drive=/nonexistent/2.img,readonly',
+      '-m',
+      '64M',
+    ];
+    const { code, stderr } = await cli(['run', ...args]);
+    expect(stderr).toMatch(/^tsvisor: \/nonexistent\/2\.img: no such image; make one with: truncate[^\n]*\n$/);
+    expect(code).toBe(72);
+    expect(await cli(['run', '--drive', first, 'stray'])).toMatchObject({ code: 64, stdout: '' });
   });
 });
