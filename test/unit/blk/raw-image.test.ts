@@ -11,7 +11,7 @@ import {
   writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import { temporaryFolder } from '../../support/temporary-folder.js';
 import { BlkRig, header, IOERR, OK, openDrive, range, SECTOR, statusOf, UNSUPP } from '../../support/virtio/blk-rig.js';
@@ -174,10 +174,10 @@ function smallHost(): { folder: string; error: string; limit: (on: boolean) => v
   const mount = join(folder, 'small');
   mkdirSync(mount);
   if (spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'none', mount]).status === 0) {
-    afterAll(() => {
-      execFileSync('umount', [mount]);
-    });
-    return { folder: mount, error: 'ENOSPC', limit: () => {} };
+    // Reached through a descriptor alone: it is gone with this process, however that ends.
+    const fd = openSync(mount, 'r');
+    execFileSync('umount', ['--lazy', mount]);
+    return { folder: `/proc/self/fd/${fd}`, error: 'ENOSPC', limit: () => {} };
   }
   process.on('SIGXFSZ', () => {});
   const limit = (on: boolean) => {
