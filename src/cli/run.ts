@@ -78,6 +78,8 @@ export function builder(yargs: Argv) {
     .example('$0 run', 'boot the default guest to a shell; poweroff ends it')
     .example('$0 run --kernel vmlinux --initrd rootfs.cpio', 'boot your own; the console stays ttyS0')
     .example('$0 run --drive disk.img --drive file=data.img,readonly', 'with disks: /dev/vda, /dev/vdb')
+    .example('$0 run --net user,hostfwd=tcp:127.0.0.1:8080-:80', 'a network without privilege; 8080 here is 80 there')
+    .example('$0 run --net tap=tap0', 'a tap of the host')
     .example('$0 run -m 256M --append "debug loglevel=7"', 'more memory, a chattier kernel')
     .example('$0 run --console stdio', 'the terminal as hvc0: the guest knows its size')
     .example('$0 run --port name=agent,socket=agent.sock', 'one client at a time talks to a program in the guest')
