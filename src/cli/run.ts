@@ -87,7 +87,7 @@ export function builder(yargs: Argv) {
     .epilogue(
       'Keys: Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A h helps.\n' +
         'Exit codes: 0 powered off, 1-255 the guest’s own (debug-exit port), 64 usage, 66 bad image, 69 no KVM, ' +
-        '71 memory, 72 bad drive, 73 output file, 77 no permission, 80 guest reset, 81 triple fault, 82 KVM failure, ' +
+        '71 memory, 72 bad drive, 73 output file, 74 network, 77 no permission, 80 guest reset, 81 triple fault, 82 KVM failure, ' +
         '83 unknown instruction, 124 timeout, 130 SIGINT, 141 stdout closed, 143 SIGTERM.',
     );
 }
