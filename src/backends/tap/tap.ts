@@ -22,6 +22,8 @@ export class Tap implements NetBackend, Disposable {
   readonly #readiness: Readiness;
   /** A frame that fills it was longer. */
   readonly #frame = new Uint8Array(HEADER_SIZE + MAX_FRAME + 1);
+  /** What the guest accepts; unknown of a tap that somebody else had. */
+  #guestOffloads: number | undefined;
   #up = true;
 
   /** @throws NetworkError */
@@ -42,6 +44,9 @@ export class Tap implements NetBackend, Disposable {
   }
 
   setOffloads(offloads: number): void {
+    // The kernel takes its lock of all network configuration: not as often as a guest resets its device.
+    if (offloads === this.#guestOffloads) return;
+    this.#guestOffloads = offloads;
     setTapOffloads(this.#fd, offloads); // the numbers are the same
   }
 

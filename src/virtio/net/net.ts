@@ -207,7 +207,7 @@ export class Net implements VirtioDevice {
 
   #receive(): void {
     const queue = this.#receiveQueue;
-    if (!queue?.alive) return;
+    if (!queue) return;
     for (let count = 0; ; count++) {
       if (count === BATCH) {
         this.#next.arm(1);

@@ -137,6 +137,28 @@ describe('from the guest', () => {
     },
   );
 
+  test('the rest of a frame goes out by itself, and before the next one', async () => {
+    const { tx } = ready();
+    const frames = [60_000, 60_001, 60_002, 60_003, 60].map((length) => join(header(), frame(length)));
+    for (const bytes of frames.slice(0, 4)) tx.request([bytes]);
+    const first = peer.read();
+    expect(first).toBeLessThan(240_000); // it was cut
+    tx.request([frames[4] as Uint8Array]); // there is room again, and nobody has told the device
+    await rig.until(() => {
+      peer.read();
+      return peer.frames.length === 5;
+    });
+    peer.frames.splice(0).forEach((bytes, i) => {
+      expect(Buffer.from(bytes).equals(frames[i] as Uint8Array)).toBe(true);
+    });
+    for (const bytes of frames.slice(0, 4)) tx.request([bytes]);
+    expect(peer.read()).toBeLessThan(240_000);
+    await rig.until(() => {
+      peer.read();
+      return peer.frames.length === 4;
+    });
+  });
+
   test('a reset while the socket is full: the frame that was begun is ended, then the offloads follow', async () => {
     const { driver, tx } = ready();
     for (let i = 0; i < 8; i++) tx.add([header(), frame(60_000, i)]);
@@ -222,6 +244,28 @@ describe('to the guest', () => {
     });
   });
 
+  test('another device on the same stream, after the guest was reset, goes on where it was', async () => {
+    const { rx, tx } = ready();
+    const frames = [60_000, 60_001, 60_002, 60_003].map((length) => join(header(), frame(length)));
+    for (const bytes of frames) tx.request([bytes]);
+    rx.send([2000]);
+    const late = message(join(header(), frame(100, 2)));
+    peer.write(join(message(join(header(), frame(100, 1))), late.subarray(0, 50)));
+    await rig.until(() => rx.usedIndex === 1);
+
+    const next = ready();
+    next.rx.send([2000]);
+    peer.write(late.subarray(50));
+    next.tx.send([join(header(), frame(70))]);
+    await rig.until(() => {
+      peer.read();
+      return peer.frames.length === 5 && next.rx.usedIndex === 1;
+    });
+    expect(peer.frames.map((bytes) => bytes.length)).toEqual([60_012, 60_013, 60_014, 60_015, 82]);
+    expect(next.rx.completions()[0]?.data.subarray(12, 112)).toEqual(frame(100, 2));
+    expect(rx.usedIndex).toBe(1);
+  });
+
   test('a driver that starts anew gets the frames that were already read', async () => {
     const { driver, rx } = ready();
     rx.send([2000]);
@@ -256,6 +300,18 @@ describe('the other end', () => {
     driver.initialize();
     expect(linkDown(driver)).toBe(true);
     driver.queues[TX]?.request([header(), frame(60)]);
+  });
+
+  test('is closed: the link stops', async () => {
+    const { driver } = ready();
+    addon.close(peer.fd);
+    await rig.until(() => linkDown(driver));
+    // It is not waited for any more: a hang-up would be reported for ever.
+    let calls = 0;
+    stream.onReadable = () => void calls++;
+    driver.initialize();
+    for (let i = 0; i < 20; i++) rig.pump();
+    expect(calls).toBe(0);
   });
 
   test('is closed: the link stops; frames that waited for it are completed', async () => {
