@@ -3,7 +3,7 @@ import { Random } from '../kvm/assist/random.js';
 import { fuzz, replay } from './run.js';
 import { targets } from './targets/index.js';
 
-const CASES = 1000;
+const CASES = 500;
 /** TSVISOR_SEED, or another one each run; a failure tells it. */
 const { seed } = new Random();
 

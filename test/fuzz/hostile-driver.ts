@@ -9,6 +9,12 @@ const { VIRTIO_CONFIG_S_DRIVER_OK: DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK: FEATU
 const ACKNOWLEDGED = abi.VIRTIO_CONFIG_S_ACKNOWLEDGE | abi.VIRTIO_CONFIG_S_DRIVER;
 const VERSION_1 = feature(abi.VIRTIO_F_VERSION_1);
 const SIZES = [1, 2, 4, 8, 8, 16, 16, 32, 64];
+/** Where there are many. */
+const SMALL_SIZES = [1, 2, 4, 8, 8, 16, 16];
+/** Below are rings, above buffers: mostly. */
+const BUFFERS = 0x6000;
+/** How much a driver does against the rules, in relation to what the numbers here say. */
+const WILDNESS = [0.1, 0.1, 1, 1, 3];
 const HUGE = [
   2n ** 32n - 1n,
   2n ** 32n,
@@ -61,7 +67,9 @@ export class HostileDriver {
   readonly #machine: FuzzMachine;
   readonly #subject: Subject;
   readonly #random: Random;
+  readonly #wildness: number;
   #rings: Ring[] = [];
+  #ringsEnd = 0;
   readonly #operations: readonly (readonly [weight: number, operation: () => string])[];
   readonly #weights: number;
 
@@ -69,22 +77,25 @@ export class HostileDriver {
     this.#machine = machine;
     this.#subject = subject;
     this.#random = random;
+    const wild = random.pick(WILDNESS);
+    this.#wildness = wild;
     this.#operations = [
-      [36, () => this.#request()],
-      [14, () => this.#notify(this.#subject.queue(random))],
-      [2, () => this.#notify(random.pick([random.below(20), 0xffff, 0x1_0000, 0xffff_ffff, random.u32()]))],
-      [7, () => this.#pokeRing()],
-      [3, () => this.#pokeMemory()],
-      [2, () => this.#jump()],
-      [8, () => this.#acknowledge()],
-      [3, () => this.#readConfig()],
-      [2, () => this.#writeConfig()],
-      [3, () => this.#register()],
-      [2, () => this.#playStatus()],
-      [1, () => this.#stopQueue()],
-      [1, () => this.#reset()],
-      [2, () => this.initialize()],
-      [16, () => this.#subject.hostEvent(random)],
+      [360, () => this.#request()],
+      [140, () => this.#notify(this.#subject.queue(random))],
+      [20, () => this.#notify(random.pick([random.below(20), 0xffff, 0x1_0000, 0xffff_ffff, random.u32()]))],
+      [30, () => this.#askForInterrupts()],
+      [60 * wild, () => this.#pokeRing()],
+      [30 * wild, () => this.#pokeMemory()],
+      [20 * wild, () => this.#jump()],
+      [80, () => this.#acknowledge()],
+      [30, () => this.#readConfig()],
+      [20, () => this.#writeConfig()],
+      [30 * wild, () => this.#register()],
+      [20 * wild, () => this.#playStatus()],
+      [10 * wild, () => this.#stopQueue()],
+      [8, () => this.#reset()],
+      [10, () => this.initialize()],
+      [160, () => this.#subject.hostEvent(random)],
     ];
     this.#weights = this.#operations.reduce((sum, [weight]) => sum + weight, 0);
   }
@@ -97,6 +108,11 @@ export class HostileDriver {
       const what = this.#choose()();
       if (trace) trace[at - 1] = what;
     });
+  }
+
+  /** Whether to break a rule that is broken so often, in percent. */
+  #odd(percent: number): boolean {
+    return this.#random.below(10_000) < 100 * percent * this.#wildness;
   }
 
   #choose(): () => string {
@@ -116,14 +132,14 @@ export class HostileDriver {
   initialize(): string {
     const { driver } = this.#machine;
     const random = this.#random;
-    if (random.chance(95)) driver.status = 0;
+    if (!this.#odd(5)) driver.status = 0;
     driver.status = ACKNOWLEDGED;
     let features = driver.offered;
     for (const bit of [abi.VIRTIO_RING_F_EVENT_IDX, abi.VIRTIO_RING_F_INDIRECT_DESC]) {
       if (random.chance(40)) features &= ~feature(bit);
     }
-    if (random.chance(40)) features &= random.u64() | VERSION_1 | (random.chance(80) ? 0x7000_0000n : 0n);
-    if (random.chance(2)) features ^= feature(random.below(128));
+    if (random.chance(30)) features &= random.u64() | VERSION_1 | (random.chance(80) ? 0x7000_0000n : 0n);
+    if (this.#odd(2)) features ^= feature(random.below(128));
     driver.writeFeatures(features);
     driver.status = ACKNOWLEDGED | FEATURES_OK;
     if (!(driver.status & FEATURES_OK)) {
@@ -132,24 +148,30 @@ export class HostileDriver {
       driver.status = ACKNOWLEDGED | FEATURES_OK;
     }
     this.#rings = [];
+    this.#ringsEnd = 0;
     const queues = driver.device.queueSizes.map((maximum, index) => {
-      if (random.chance(3)) return 'none';
+      if (this.#odd(1)) return 'none';
       return this.#setUpQueue(index, maximum);
     });
-    if (random.chance(98)) driver.status |= DRIVER_OK;
+    if (!this.#odd(2)) driver.status |= DRIVER_OK;
     return `initialize, features 0x${features.toString(16)}, queues ${queues.join(' ')}`;
   }
 
   #setUpQueue(index: number, maximum: number): string {
     const { driver, guest } = this.#machine;
     const random = this.#random;
-    const size = random.chance(2) ? random.pick([0, 3, 2 * maximum, 0x8000]) : Math.min(maximum, random.pick(SIZES));
+    const sizes = driver.device.queueSizes.length > 4 ? SMALL_SIZES : SIZES;
+    const size = this.#odd(1) ? random.pick([0, 3, 2 * maximum, 0x8000]) : Math.min(maximum, random.pick(sizes));
     const place = (length: number, alignment: number) => {
-      if (random.chance(2)) return this.#address(length);
-      // Over another ring, or itself, or apart from all.
-      const other = this.#rings.length > 0 && random.chance(6) ? random.pick(this.#rings) : undefined;
+      if (this.#odd(1)) return this.#address(length);
+      // Over another ring, or anywhere.
+      const other = this.#rings.length > 0 && this.#odd(3) ? random.pick(this.#rings) : undefined;
       if (other) return BigInt(this.#partOf(other) + alignment * random.below(4)) & ~BigInt(alignment - 1);
-      return BigInt(random.below((LOW_END - length) / alignment) * alignment);
+      const free = Math.ceil(this.#ringsEnd / alignment) * alignment;
+      if (free + length > BUFFERS || this.#odd(3))
+        return BigInt(random.below((LOW_END - length) / alignment) * alignment);
+      this.#ringsEnd = free + length;
+      return BigInt(free);
     };
     const clamped = Math.min(size, 0x400);
     const placed = [place(16 * clamped, 16), place(6 + 2 * clamped, 2), place(6 + 8 * clamped, 4)];
@@ -165,7 +187,7 @@ export class HostileDriver {
     const ring = { index, size, descriptors, available, used, availIndex: 0, nextDescriptor: 0 };
     if (guest.contains(available, 6 + 2 * size) && guest.contains(used, 6 + 8 * size)) {
       // The device starts at 0, whatever is there.
-      if (random.chance(97)) {
+      if (!this.#odd(3)) {
         guest.zero(available, 6 + 2 * size);
         guest.zero(used, 6 + 8 * size);
       }
@@ -183,7 +205,7 @@ export class HostileDriver {
     const what: string[] = [];
     for (let n = random.chance(70) ? 1 : 1 + random.below(5); n > 0; n--) {
       const inFlight = (ring.availIndex - guest.readU16(ring.used + 2)) & 0xffff;
-      if (inFlight >= ring.size && random.chance(95)) break;
+      if (inFlight >= ring.size && !this.#odd(5)) break;
       const head = this.#place(ring, this.#subject.request(random, ring.index), what);
       guest.writeU16(ring.available + 4 + 2 * (ring.availIndex % ring.size), head);
       ring.availIndex = (ring.availIndex + 1) & 0xffff;
@@ -198,7 +220,7 @@ export class HostileDriver {
     const random = this.#random;
     const chain = [...this.#buffers(request.out), ...this.#room(request.in)];
     if (chain.length === 0) chain.push({ gpa: 0n, length: 0, flags: 0, next: 0 });
-    const head = random.chance(98) ? ring.nextDescriptor % ring.size : random.below(ring.size + 1);
+    const head = this.#odd(1) ? random.below(ring.size + 1) : ring.nextDescriptor % ring.size;
     // Some of the descriptors in the ring, the others in an indirect table.
     const direct = random.chance(60) ? chain.length : random.below(Math.min(3, chain.length));
     const table = direct < chain.length ? this.#tableFor(chain.length - direct) : undefined;
@@ -230,7 +252,7 @@ export class HostileDriver {
 
   #mutate(chain: Descriptor[]): void {
     const random = this.#random;
-    while (random.chance(9)) {
+    while (this.#odd(5)) {
       const descriptor = random.pick(chain);
       switch (random.below(5)) {
         case 0:
@@ -292,22 +314,23 @@ export class HostileDriver {
 
   #tableFor(count: number): bigint {
     const random = this.#random;
-    return random.chance(97) ? BigInt(random.below(LOW_END - 16 * count)) : this.#address(16 * count);
+    return this.#odd(3) ? this.#address(16 * count) : BigInt(BUFFERS + random.below(LOW_END - BUFFERS - 16 * count));
   }
 
   /** Nearly always RAM. */
   #address(length: number): bigint {
     const random = this.#random;
     const kind = random.below(100);
-    if (kind < 86 && length < LOW_END) return BigInt(random.below(LOW_END - length));
-    if (kind < 91) {
+    if (!this.#odd(8) && length < LOW_END - BUFFERS) return BigInt(BUFFERS + random.below(LOW_END - BUFFERS - length));
+    if (kind < 20 && length < LOW_END) return BigInt(random.below(LOW_END - length));
+    if (kind < 50) {
       const region = random.pick(RAM);
       const gpa = BigInt(region.gpa + region.size - length + (random.chance(60) ? 0 : random.below(3) - 1));
       return gpa & 0xffff_ffff_ffff_ffffn;
     }
     const ring = this.#rings.length > 0 ? random.pick(this.#rings) : undefined;
-    if (kind < 96 && ring) return BigInt(this.#partOf(ring) + random.below(32));
-    if (kind < 98) return BigInt(2 ** 32 + random.below(0x4000));
+    if (kind < 75 && ring) return BigInt(this.#partOf(ring) + random.below(32));
+    if (kind < 85) return BigInt(2 ** 32 + random.below(0x4000));
     return random.chance(50) ? random.pick(HUGE) : random.u64();
   }
 
@@ -324,6 +347,17 @@ export class HostileDriver {
     return `notify ${index}`;
   }
 
+  #askForInterrupts(): string {
+    const random = this.#random;
+    const { guest } = this.#machine;
+    if (this.#rings.length === 0) return 'no rings';
+    const { index, available, used, size } = random.pick(this.#rings);
+    guest.writeU16(available, random.below(3));
+    const event = (guest.readU16(used + 2) + random.below(5) - 1) & 0xffff;
+    guest.writeU16(available + 4 + 2 * size, event);
+    return `queue ${index}: used_event ${event} and flags`;
+  }
+
   /** Changes what is in a ring, as if another vCPU did. */
   #pokeRing(): string {
     const random = this.#random;
@@ -333,7 +367,7 @@ export class HostileDriver {
     const { descriptors, available, used, size } = ring;
     const at = random.below(size);
     const value = random.chance(50) ? random.below(2 * size + 2) : random.u32() & 0xffff;
-    switch (random.below(7)) {
+    switch (random.below(5)) {
       case 0:
         guest.writeU64(descriptors + 16 * at, this.#address(16));
         return `queue ${ring.index}: descriptor ${at} elsewhere`;
@@ -346,14 +380,6 @@ export class HostileDriver {
       case 3:
         guest.writeU16(available + 4 + 2 * at, value);
         return `queue ${ring.index}: available ${at}: ${value}`;
-      case 4:
-        guest.writeU16(available, random.below(3));
-        return `queue ${ring.index}: available flags`;
-      case 5: {
-        const event = (guest.readU16(used + 2) + random.below(5) - 1) & 0xffff;
-        guest.writeU16(available + 4 + 2 * size, event);
-        return `queue ${ring.index}: used_event ${event}`;
-      }
       default:
         guest.writeU16(used + 2 * random.below(3 + 4 * size), value);
         return `queue ${ring.index}: used ring`;
@@ -394,7 +420,10 @@ export class HostileDriver {
 
   #writeConfig(): string {
     const random = this.#random;
-    const [offset, width] = [random.below(random.chance(90) ? 96 : 0xf00 - 8), random.pick([1, 2, 4, 8])];
+    const { writableConfig } = this.#subject;
+    const field = writableConfig && random.chance(60);
+    const offset = field ? random.pick(writableConfig) : random.below(random.chance(90) ? 96 : 0xf00 - 8);
+    const width = field && random.chance(70) ? 1 : random.pick([1, 2, 4, 8]);
     this.#machine.driver.writeConfig(offset, random.fill(new Uint8Array(width)));
     return `write ${width} of configuration ${offset}`;
   }

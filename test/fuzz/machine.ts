@@ -87,8 +87,9 @@ export class FuzzMachine {
   monitors: QueueMonitor[] = [];
   /** What was done, while anybody wants to know. */
   trace: string[] | undefined;
+  /** A chain is the device's now; a driver is ready. */
   onPop: ((chain: DescriptorChain) => void) | undefined;
-  onGone: ((chain: DescriptorChain) => void) | undefined;
+  onActivate: (() => void) | undefined;
   #violation: string | undefined;
 
   constructor(device: VirtioDevice, memory: Memory, limits: Limits) {
@@ -141,6 +142,12 @@ export class FuzzMachine {
     this.#violation ??= what;
   }
 
+  /** Guest memory is used by native I/O. */
+  readonly checkIo = (gpa: number, length: number, stored: boolean): void => {
+    if (stored) this.#checkStore(gpa, length);
+    else this.#checkRead(gpa, length);
+  };
+
   #checkStore(gpa: number, length: number): void {
     if (this.monitors.some((monitor) => monitor.mayStore(gpa, length))) return;
     this.fail(`the device stored ${length} bytes at 0x${gpa.toString(16)}, which it was not given`);
@@ -172,6 +179,7 @@ export class FuzzMachine {
       activate: (context) =>
         guarded(() => {
           this.#monitor(context);
+          this.onActivate?.();
           device.activate(context);
         }),
       handleQueue: (index) =>
@@ -198,7 +206,6 @@ export class FuzzMachine {
           interrupted: () => (this.driver.read32(abi.VIRTIO_MMIO_INTERRUPT_STATUS) & abi.VIRTIO_MMIO_INT_VRING) !== 0,
           fail: (what) => this.fail(what),
           onPop: (chain) => this.onPop?.(chain),
-          onGone: (chain) => this.onGone?.(chain),
         }),
     );
   }

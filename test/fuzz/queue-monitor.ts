@@ -12,8 +12,7 @@ export interface MonitorOptions {
   readonly interrupted: () => boolean;
   /** A rule was broken. */
   readonly fail: (what: string) => void;
-  readonly onPop?: (chain: DescriptorChain) => void;
-  readonly onGone?: (chain: DescriptorChain) => void;
+  readonly onPop: (chain: DescriptorChain) => void;
 }
 
 /**
@@ -57,7 +56,7 @@ export class QueueMonitor {
 
   #wrap(pop: Virtqueue['pop'], unpop: Virtqueue['unpop']): void {
     const { queue, outstanding } = this;
-    const { fail, onPop, onGone } = this.#options;
+    const { fail, onPop } = this.#options;
     queue.pop = () => {
       const chain = pop();
       if (!chain) return undefined;
@@ -66,7 +65,7 @@ export class QueueMonitor {
       this.#pool.add(chain);
       if (outstanding.size > queue.size) fail(`the device has ${outstanding.size} chains of a queue of ${queue.size}`);
       if (this.#pool.size > queue.size) fail(`a queue of ${queue.size} made ${this.#pool.size} chains`);
-      onPop?.(chain);
+      onPop(chain);
       return chain;
     };
     queue.unpop = (chain) => {
@@ -75,14 +74,13 @@ export class QueueMonitor {
         this.#position--;
       }
       outstanding.delete(chain);
-      onGone?.(chain);
       unpop(chain);
     };
   }
 
   #wrapUsed(push: Virtqueue['push'], publish: Virtqueue['publish']): void {
     const { queue, outstanding } = this;
-    const { memory, fail, onGone } = this.#options;
+    const { memory, fail } = this.#options;
     const { used, size } = this.#state;
     queue.push = (chain, written) => {
       const { head } = chain;
@@ -90,7 +88,6 @@ export class QueueMonitor {
       if (queue.alive && !outstanding.has(chain)) fail('a chain was pushed that the device does not have');
       if (!(Number.isInteger(written) && written >= 0 && written <= room)) fail(`${written} bytes written of ${room}`);
       outstanding.delete(chain);
-      onGone?.(chain);
       const { alive } = queue;
       push(chain, written);
       if (!alive) return;

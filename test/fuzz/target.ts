@@ -17,6 +17,8 @@ export interface Subject {
   queue(random: Random): number;
   /** A request that the device could take for a good one, in one of its queues. */
   request(random: Random, queue: number): Request;
+  /** Fields of the configuration space that a driver may write, by offset. */
+  readonly writableConfig?: readonly number[];
   /** Something happens on the host: a timer, a packet, the end of an operation. @returns what. */
   hostEvent(random: Random): string;
   /** Whether the vCPUs are held. The host's events go on until they are not. */
