@@ -227,6 +227,7 @@ export function checkTransport(datagram: Datagram, offloads: number): void {
     }
     if (frame.payload.length > 1500) throw new Error(`above the MTU: ${describe()}`);
     if (protocol !== 1 && checksum(pseudo, payload) !== 0) throw new Error(`wrong checksum: ${describe()}`);
+    if (protocol === 17 && payload.readUInt16BE(6) === 0) throw new Error(`no checksum: ${describe()}`);
     if (protocol === 1 && checksum(payload) !== 0) throw new Error(`wrong ICMP checksum: ${describe()}`);
     return;
   }

@@ -221,6 +221,18 @@ test('a reset that only guesses the sequence number gets a challenge', async () 
   expect(guest.network.counters.tcpNow).toBe(0);
 });
 
+test('data with an acknowledgement of something never sent is not taken', async () => {
+  await using host = await HostServer.open();
+  await using guest = await Guest.open();
+  const peer = new RawPeer(guest, host.port);
+  const { theirs, ours } = await peer.open(5000);
+  const socket = await host.next();
+  peer.send({ sequence: ours, acknowledgement: theirs + 1, payload: Buffer.from('wrong') });
+  expect(await peer.next()).toMatchObject({ flags: ACK, sequence: theirs, acknowledgement: ours });
+  peer.send({ sequence: ours, acknowledgement: theirs, flags: ACK | FIN, payload: Buffer.from('right') });
+  expect((await readAll(socket)).toString()).toBe('right');
+});
+
 test('overlapping, repeated and premature data is put right', async () => {
   await using host = await HostServer.open();
   await using guest = await Guest.open();

@@ -188,6 +188,23 @@ test('a guest that falls silent is given up', async () => {
   expect(guest.network.counters.tcpNow).toBe(0);
 });
 
+test('a guest that falls silent with its window closed is given up', async () => {
+  await using host = await HostServer.open();
+  const tuning = { ...WINDOWS, minimumTimeout: 10, firstTimeout: 10, maximumTimeout: 20, retries: 4 };
+  await using guest = await Guest.open({ tuning });
+  const connection = await guest.tcp.connect(host.port, { window: 10_000 });
+  connection.pause();
+  const socket = await host.next();
+  socket.on('error', () => {});
+  socket.write(distinct(MIB));
+  socket.resume();
+  await steady(() => connection.received);
+  expect(guest.network.counters.tcpNow).toBe(1); // as long as it answers it may take its time
+  guest.trouble = { random: new Random(1), drop: 100, duplicate: 0, reorder: 0 };
+  await eventually(() => socket.destroyed);
+  expect(guest.network.counters.tcpNow).toBe(0);
+});
+
 test('an idle guest that has forgotten its connection is found out', async () => {
   await using host = await HostServer.open();
   await using guest = await Guest.open({ tuning: { keepAlive: 50, sweep: 20 } });

@@ -1,5 +1,6 @@
 import { createSocket, type RemoteInfo, type Socket } from 'node:dgram';
 import { once } from 'node:events';
+import { setTimeout } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { Random } from '../../kvm/assist/random.js';
 import { Guest } from './guest.js';
@@ -70,6 +71,17 @@ function sendUdp(guest: Guest, port: number, from: number, payload: Uint8Array, 
   }
   for (const piece of order(pieces)) guest.send(piece);
 }
+
+test('a checksum of zero is sent as its other form, since zero means none', async () => {
+  await using host = await HostSocket.open(true);
+  await using guest = await Guest.open();
+  // Two bytes that make the sum of the answer all ones.
+  const answer = udpPayload(GUEST, 4000, host.port, Buffer.alloc(2), GATEWAY);
+  sendUdp(guest, host.port, 4000, answer.subarray(6, 8));
+  const datagram = await guest.nextDatagram((d) => d.protocol === 17);
+  expect(datagram.payload.readUInt16BE(6)).toBe(0xffff);
+  expect(guest.faults).toEqual([]);
+});
 
 test('fragments come in any order', async () => {
   const random = new Random();
@@ -152,8 +164,23 @@ test('a guest port is one host port to all peers, and only those it wrote to may
     sourcePort: two.port,
     payload: Buffer.from('hello'),
   });
-  // The host’s address on another network would be a stranger; on loopback there is none to send from.
   expect(guest.network.counters.udpMappingsNow).toBe(2);
+});
+
+test('a peer whose flow was forgotten is a stranger', async () => {
+  await using host = await HostSocket.open();
+  const allow = ({ port }: { port: number }) => port === host.port;
+  await using guest = await Guest.open({ allow, tuning: { udpFlows: 2 } });
+  guest.sendUdp(GATEWAY, host.port, 5000, 'a');
+  const { port } = (await host.next()).from;
+  for (const other of [1, 2]) guest.sendUdp('192.0.2.1', other, 5000, 'refused');
+  await guest.settle();
+  host.socket.send('from a stranger', port, '127.0.0.1');
+  await setTimeout(50);
+  guest.sendUdp(GATEWAY, host.port, 5000, 'b');
+  await host.next();
+  host.socket.send('from a friend', port, '127.0.0.1');
+  expect((await guest.nextUdp(5000)).payload.toString()).toBe('from a friend');
 });
 
 test('mappings that are idle close, and the least recently used gives way', async () => {
