@@ -1,4 +1,4 @@
-import { type HostForward, parseHostForward } from '../backends/user-network/host-forward.js';
+import { formatHostForward, type HostForward, parseHostForward } from '../backends/user-network/host-forward.js';
 import { UsageError } from '../errors.js';
 import type { NetworkConfig } from '../machine/device-config.js';
 
@@ -11,6 +11,12 @@ export function parseNetworks(options: readonly string[]): NetworkConfig[] {
     throw new UsageError('--net none: does not go with another --net; leave one of them out');
   }
   return options.map(parseNetwork);
+}
+
+/** A line for each host forward whose port was left to the host. @param actual of the machine that has these networks. */
+export function chosenForwards(networks: readonly NetworkConfig[], actual: readonly HostForward[]): string[] {
+  const asked = networks.flatMap((network) => (network.type === 'user' ? (network.hostForwards ?? []) : []));
+  return actual.filter((_, i) => asked[i]?.hostPort === 0).map((it) => `host forward ${formatHostForward(it)}`);
 }
 
 function parseNetwork(option: string): NetworkConfig {

@@ -7,7 +7,7 @@ import { Machine } from '../machine/machine.js';
 import { initramfsPath, kernelPath } from './default-guest.js';
 import { parseDrive } from './drive-option.js';
 import { createLog, LOG_LEVELS } from './log.js';
-import { parseNetworks } from './net-option.js';
+import { chosenForwards, parseNetworks } from './net-option.js';
 import { OutputFile } from './output-file.js';
 import { Session } from './session.js';
 import { parseSize } from './size.js';
@@ -118,6 +118,9 @@ export async function handler(args: RunArguments): Promise<void> {
       acpi: args.acpi,
     };
     await using machine = await Machine.create(config, options);
+    for (const line of chosenForwards(config.networks ?? [], machine.hostForwards)) {
+      process.stderr.write(`tsvisor: ${line}\n`);
+    }
     const session = new Session(machine, streams, timeout);
     const { code, end } = await session.run();
     if (code !== 0 && end.reason !== 'guest-exit' && end.reason !== 'stopped') {

@@ -3,6 +3,7 @@ import { type AddressInfo, connect, createServer } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { Machine, type MachineConfig } from '#dist/index.js';
+import { cli } from '../support/cli.js';
 import { Console } from '../support/console.js';
 import { defaultGuest } from '../support/default-guest.js';
 import { describeKvm } from '../support/kvm.js';
@@ -50,6 +51,15 @@ describeKvm('a machine’s networks', () => {
     await machine.stop();
     await machine.close();
     for (const port of ports) expect(await connects(port)).toBe(false);
+  });
+
+  test('the command line says which host ports were chosen', async () => {
+    const nets = ['--net', 'user,hostfwd=tcp::0-:80,hostfwd=udp::0-10.0.2.16:53', '--net', 'user'];
+    const { code, stderr } = await cli(['run', ...nets, '--timeout', '0.1']);
+    expect(stderr).toMatch(
+      /^tsvisor: host forward tcp:127\.0\.0\.1:[1-9]\d*-:80\ntsvisor: host forward udp:127\.0\.0\.1:[1-9]\d*-10\.0\.2\.16:53\n$/,
+    );
+    expect(code).toBe(124);
   });
 
   describe('that cannot be had reject create(), and nothing stays open:', () => {
