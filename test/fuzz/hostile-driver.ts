@@ -1,7 +1,8 @@
 import { feature } from '#dist/virtio/device.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import type { Random } from '../kvm/assist/random.js';
-import { type FuzzMachine, LOW_END, RAM } from './machine.js';
+import { type Descriptor, DriverRing } from './driver-ring.js';
+import { type FuzzMachine, LOW_END, RAM, Violation } from './machine.js';
 import type { Request, Subject } from './target.js';
 
 const { VRING_DESC_F_NEXT: NEXT, VRING_DESC_F_WRITE: WRITE, VRING_DESC_F_INDIRECT: INDIRECT } = abi;
@@ -14,7 +15,9 @@ const SMALL_SIZES = [1, 2, 4, 8, 8, 16, 16];
 /** Below are rings, above buffers: mostly. */
 const BUFFERS = 0x6000;
 /** How much a driver does against the rules, in relation to what the numbers here say. */
-const WILDNESS = [0.1, 0.1, 1, 1, 3];
+const WILDNESS = [0, 0.1, 1, 1, 3];
+/** How often a lawful driver looks for memory that no request has. */
+const TRIES = 20;
 const HUGE = [
   2n ** 32n - 1n,
   2n ** 32n,
@@ -44,31 +47,17 @@ const LENGTHS = [
   2 ** 32 - 1,
 ];
 
-interface Descriptor {
-  gpa: bigint;
-  length: number;
-  flags: number;
-  next: number;
-}
-
-/** A queue as the driver believes it to be. */
-interface Ring {
-  readonly index: number;
-  readonly size: number;
-  readonly descriptors: number;
-  readonly available: number;
-  readonly used: number;
-  availIndex: number;
-  nextDescriptor: number;
-}
-
-/** A driver that knows the rules and breaks some of them now and then. */
+/** A driver that knows the rules and breaks some of them now and then; in some cases none. */
 export class HostileDriver {
+  /** It keeps to the rules: every request of it must be served. */
+  readonly lawful: boolean;
   readonly #machine: FuzzMachine;
   readonly #subject: Subject;
   readonly #random: Random;
   readonly #wildness: number;
-  #rings: Ring[] = [];
+  #rings: DriverRing[] = [];
+  #indirect = false;
+  #eventIndex = false;
   #ringsEnd = 0;
   readonly #operations: readonly (readonly [weight: number, operation: () => string])[];
   readonly #weights: number;
@@ -79,6 +68,7 @@ export class HostileDriver {
     this.#random = random;
     const wild = random.pick(WILDNESS);
     this.#wildness = wild;
+    this.lawful = wild === 0;
     this.#operations = [
       [360, () => this.#request()],
       [140, () => this.#notify(this.#subject.queue(random))],
@@ -108,6 +98,15 @@ export class HostileDriver {
       const what = this.#choose()();
       if (trace) trace[at - 1] = what;
     });
+  }
+
+  /** Once the host has done all it has to do: what a lawful driver asked for is done. @throws Violation */
+  checkServed(): void {
+    if (!this.lawful || !this.#machine.live) return;
+    for (const ring of this.#rings) {
+      if (!this.#subject.serves(ring.index) || ring.inFlight === 0) continue;
+      throw new Violation(`${ring.inFlight} requests of queue ${ring.index} were not served`);
+    }
   }
 
   /** Whether to break a rule that is broken so often, in percent. */
@@ -149,6 +148,8 @@ export class HostileDriver {
     }
     this.#rings = [];
     this.#ringsEnd = 0;
+    this.#indirect = (features & feature(abi.VIRTIO_RING_F_INDIRECT_DESC)) !== 0n;
+    this.#eventIndex = (features & feature(abi.VIRTIO_RING_F_EVENT_IDX)) !== 0n;
     const queues = driver.device.queueSizes.map((maximum, index) => {
       if (this.#odd(1)) return 'none';
       return this.#setUpQueue(index, maximum);
@@ -184,14 +185,16 @@ export class HostileDriver {
       driver.write32(register + 4, Number(gpa >> 32n));
     });
     const [descriptors, available, used] = placed.map(Number) as [number, number, number];
-    const ring = { index, size, descriptors, available, used, availIndex: 0, nextDescriptor: 0 };
+    const placement = { index, size, descriptors, available, used };
     if (guest.contains(available, 6 + 2 * size) && guest.contains(used, 6 + 8 * size)) {
       // The device starts at 0, whatever is there.
       if (!this.#odd(3)) {
         guest.zero(available, 6 + 2 * size);
         guest.zero(used, 6 + 8 * size);
       }
-      if (guest.contains(descriptors, 16 * size) && size > 0) this.#rings.push(ring);
+      if (guest.contains(descriptors, 16 * size) && size > 0) {
+        this.#rings.push(new DriverRing(guest, placement, this.#eventIndex));
+      }
     }
     driver.write32(abi.VIRTIO_MMIO_QUEUE_READY, 1);
     return `${size}@${placed.map((gpa) => gpa.toString(16)).join('/')}`;
@@ -201,45 +204,62 @@ export class HostileDriver {
     const random = this.#random;
     const ring = this.#ring(this.#subject.queue(random));
     if (!ring) return 'no such queue';
-    const { guest } = this.#machine;
     const what: string[] = [];
     for (let n = random.chance(70) ? 1 : 1 + random.below(5); n > 0; n--) {
-      const inFlight = (ring.availIndex - guest.readU16(ring.used + 2)) & 0xffff;
-      if (inFlight >= ring.size && !this.#odd(5)) break;
-      const head = this.#place(ring, this.#subject.request(random, ring.index), what);
-      guest.writeU16(ring.available + 4 + 2 * (ring.availIndex % ring.size), head);
-      ring.availIndex = (ring.availIndex + 1) & 0xffff;
+      if (ring.inFlight >= ring.size && !this.#odd(5)) break;
+      if (!this.#place(ring, this.#subject.request(random, ring.index), what)) break;
     }
-    guest.writeU16(ring.available + 2, ring.availIndex);
-    if (random.chance(80)) this.#notify(ring.index);
+    const wanted = ring.show();
+    if (this.lawful ? wanted : random.chance(80)) this.#notify(ring.index);
     return `requests in queue ${ring.index}: ${what.join('; ')}`;
   }
 
-  /** Writes a request's descriptors. @returns its head. */
-  #place(ring: Ring, request: Request, what: string[]): number {
+  /** Makes a request available. @returns false where a lawful driver finds no room for it. */
+  #place(ring: DriverRing, request: Request, what: string[]): boolean {
     const random = this.#random;
-    const chain = [...this.#buffers(request.out), ...this.#room(request.in)];
+    const out = this.#buffers(request.out.length, 0);
+    const chain = [...out, ...this.#buffers(request.in, WRITE)];
     if (chain.length === 0) chain.push({ gpa: 0n, length: 0, flags: 0, next: 0 });
-    const head = this.#odd(1) ? random.below(ring.size + 1) : ring.nextDescriptor % ring.size;
+    const buffers = [...chain];
     // Some of the descriptors in the ring, the others in an indirect table.
-    const direct = random.chance(60) ? chain.length : random.below(Math.min(3, chain.length));
-    const table = direct < chain.length ? this.#tableFor(chain.length - direct) : undefined;
-    if (table !== undefined) {
-      const inner = chain.splice(direct);
-      chain.push({ gpa: table, length: 16 * inner.length, flags: INDIRECT, next: 0 });
+    const whole = random.chance(60) || !(this.#indirect || this.#odd(2));
+    const direct = whole ? chain.length : random.below(Math.min(3, chain.length));
+    const inner = chain.splice(direct);
+    if (inner.length > 0) {
+      const table = { gpa: this.#tableFor(inner.length), length: 16 * inner.length, flags: INDIRECT, next: 0 };
+      chain.push(table);
+      buffers.push(table);
+    }
+    const free = ring.reclaim();
+    if (this.lawful && (free.length < chain.length || !this.#apart(buffers))) return false;
+    this.#fill(out, request.out);
+    const at = chain.map(() => free.splice(random.below(free.length), 1)[0] ?? random.below(ring.size));
+    const own = [...at];
+    if (inner.length > 0) {
       this.#link(inner, (i) => i);
       this.#mutate(inner);
-      this.#write(inner, Number(table), (i) => i, inner.length);
+      ring.write(inner, [], Number(chain.at(-1)?.gpa));
     }
-    this.#link(chain, (i) => (head + i) % ring.size);
+    this.#link(chain, (i) => at[i] as number);
     this.#mutate(chain);
-    this.#write(chain, ring.descriptors, (i) => (head + i) % ring.size, ring.size);
-    ring.nextDescriptor = (ring.nextDescriptor + chain.length) % ring.size;
+    ring.write(chain, at);
+    const head = this.#odd(1) ? random.below(ring.size + 1) : (at[0] as number);
+    ring.offer(head, own, buffers);
     if (this.#machine.trace) {
       const show = ({ gpa, length, flags, next }: Descriptor) => `${gpa.toString(16)}+${length}/${flags}>${next}`;
       what.push(`${head}: ${chain.map(show).join(' ')} of ${Buffer.from(request.out.subarray(0, 40)).toString('hex')}`);
     }
-    return head;
+    return true;
+  }
+
+  /** Whether buffers have all their memory for themselves. */
+  #apart(buffers: readonly Descriptor[]): boolean {
+    return buffers.every(({ gpa, length }, i) => {
+      const end = gpa + BigInt(length);
+      const others = buffers.slice(i + 1);
+      if (others.some((other) => gpa < other.gpa + BigInt(other.length) && other.gpa < end)) return false;
+      return !this.#rings.some((ring) => ring.covers(gpa, length));
+    });
   }
 
   #link(chain: Descriptor[], at: (i: number) => number): void {
@@ -273,32 +293,18 @@ export class HostileDriver {
     }
   }
 
-  #write(chain: Descriptor[], table: number, at: (i: number) => number, size: number): void {
-    const { guest } = this.#machine;
-    chain.forEach(({ gpa, length, flags, next }, i) => {
-      const entry = table + 16 * (at(i) % size);
-      if (!guest.contains(entry, 16)) return;
-      guest.writeU64(entry, gpa);
-      guest.writeU32(entry + 8, length);
-      guest.writeU16(entry + 12, flags);
-      guest.writeU16(entry + 14, next);
-    });
+  #buffers(total: number, flags: number): Descriptor[] {
+    return this.#pieces(total).map((length) => ({ gpa: this.#address(length), length, flags, next: 0 }));
   }
 
-  /** Cuts bytes into buffers and puts them into memory. */
-  #buffers(bytes: Uint8Array): Descriptor[] {
+  /** Puts bytes into buffers, as far as these are memory. */
+  #fill(buffers: readonly Descriptor[], bytes: Uint8Array): void {
     const { guest } = this.#machine;
     let at = 0;
-    return this.#pieces(bytes.length).map((length) => {
-      const gpa = this.#address(length);
+    for (const { gpa, length } of buffers) {
       if (guest.contains(Number(gpa), length)) guest.write(Number(gpa), bytes.subarray(at, at + length));
       at += length;
-      return { gpa, length, flags: 0, next: 0 };
-    });
-  }
-
-  #room(total: number): Descriptor[] {
-    return this.#pieces(total).map((length) => ({ gpa: this.#address(length), length, flags: WRITE, next: 0 }));
+    }
   }
 
   #pieces(total: number): number[] {
@@ -314,12 +320,14 @@ export class HostileDriver {
 
   #tableFor(count: number): bigint {
     const random = this.#random;
-    return this.#odd(3) ? this.#address(16 * count) : BigInt(BUFFERS + random.below(LOW_END - BUFFERS - 16 * count));
+    if (this.lawful || this.#odd(3)) return this.#address(16 * count);
+    return BigInt(BUFFERS + random.below(LOW_END - BUFFERS - 16 * count));
   }
 
   /** Nearly always RAM. */
   #address(length: number): bigint {
     const random = this.#random;
+    if (this.lawful) return this.#ownAddress(length);
     const kind = random.below(100);
     if (!this.#odd(8) && length < LOW_END - BUFFERS) return BigInt(BUFFERS + random.below(LOW_END - BUFFERS - length));
     if (kind < 20 && length < LOW_END) return BigInt(random.below(LOW_END - length));
@@ -334,11 +342,21 @@ export class HostileDriver {
     return random.chance(50) ? random.pick(HUGE) : random.u64();
   }
 
-  #partOf({ descriptors, available, used }: Ring): number {
+  /** Memory that no request in flight has, if there is some. */
+  #ownAddress(length: number): bigint {
+    let gpa = 0n;
+    for (let n = 0; n < TRIES; n++) {
+      gpa = BigInt(BUFFERS + this.#random.below(Math.max(1, LOW_END - BUFFERS - length)));
+      if (!this.#rings.some((ring) => ring.covers(gpa, length))) return gpa;
+    }
+    return gpa;
+  }
+
+  #partOf({ descriptors, available, used }: DriverRing): number {
     return this.#random.pick([descriptors, available, used]);
   }
 
-  #ring(index: number): Ring | undefined {
+  #ring(index: number): DriverRing | undefined {
     return this.#rings.find((ring) => ring.index === index);
   }
 

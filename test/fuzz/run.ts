@@ -10,6 +10,8 @@ const MIN_STEPS = 3;
 const MORE_STEPS = 30;
 /** A device whose vCPUs are held lets them go after so many events of its host. */
 const MAX_HELD_EVENTS = 10_000;
+/** What the host has left to do takes no more rounds than this. */
+const MAX_SETTLING = 200;
 /** What a run may leave behind in the process, in bytes: noise of the collector, not a leak of every case. */
 const HEAP_SLACK = 24 << 20;
 
@@ -77,8 +79,8 @@ function runCase(target: Target, memory: Memory, seed: number, index: number, tr
   const subject = target.subject(random, memory);
   const machine = new FuzzMachine(subject.device, memory, target.limits);
   machine.trace = trace;
-  subject.attach?.(machine);
   const driver = new HostileDriver(machine, subject, random);
+  subject.attach?.(machine, driver.lawful);
   const release = () => {
     for (let n = 0; subject.held; n++) {
       if (n === MAX_HELD_EVENTS) throw new Violation('the vCPUs are held for ever');
@@ -86,8 +88,14 @@ function runCase(target: Target, memory: Memory, seed: number, index: number, tr
     }
   };
   for (let n = MIN_STEPS + random.below(MORE_STEPS); n > 0; n--) driver.step();
-  // Whatever it was, a reset mends it.
   release();
+  for (let n = 0, more = driver.lawful; more && n < MAX_SETTLING; n++) {
+    machine.perform(() => {
+      more = subject.settle();
+    });
+  }
+  driver.checkServed();
+  // Whatever it was, a reset mends it.
   machine.perform(() => {
     machine.driver.status = 0;
   });

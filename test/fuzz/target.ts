@@ -11,8 +11,8 @@ export interface Request {
 /** The device of one case, with all that its host does. */
 export interface Subject {
   readonly device: VirtioDevice;
-  /** The machine around the device is there now. */
-  attach?(machine: FuzzMachine): void;
+  /** The machine around the device is there now. @param lawful its driver keeps to the rules. */
+  attach?(machine: FuzzMachine, lawful: boolean): void;
   /** A queue that is worth using. */
   queue(random: Random): number;
   /** A request that the device could take for a good one, in one of its queues. */
@@ -21,6 +21,10 @@ export interface Subject {
   readonly writableConfig?: readonly number[];
   /** Something happens on the host: a timer, a packet, the end of an operation. @returns what. */
   hostEvent(random: Random): string;
+  /** The host does what it still has to do, and fails no more. @returns whether there may be more. */
+  settle(): boolean;
+  /** Whether the device serves every request of a queue, whatever comes from the host. */
+  serves(queue: number): boolean;
   /** Whether the vCPUs are held. The host's events go on until they are not. */
   readonly held?: boolean;
   /** The driver was initialized again, and all went well: the device must still work. @throws Error when it does not. */

@@ -196,6 +196,15 @@ class BlkSubject implements Subject {
     return `${this.#files.io.finishSome(random, 1 + random.below(8))} operations end`;
   }
 
+  settle(): boolean {
+    this.#files.io.finishAll();
+    return false;
+  }
+
+  serves(): boolean {
+    return true;
+  }
+
   probe({ driver }: FuzzMachine): void {
     const { io } = this.#files;
     if (this.#holds > 0 || io.pending > 0) throw new Error('the disk was not let go');

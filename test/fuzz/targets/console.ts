@@ -1,6 +1,7 @@
 import { PortStream } from '#dist/backends/port-stream.js';
 import { addon } from '#dist/kvm/addon.js';
 import { VirtioConsole } from '#dist/virtio/console/console.js';
+import { feature } from '#dist/virtio/device.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import type { Random } from '../../kvm/assist/random.js';
 import { ManualEvents, ManualIo, PerMemory, sockets } from '../host.js';
@@ -11,6 +12,7 @@ const CONTROL_RECEIVE = 2;
 const CONTROL_TRANSMIT = 3;
 const NOISE = Uint8Array.from({ length: 70_000 }, (_, i) => (i * 37 + (i >> 8)) & 0xff);
 const { virtio_console_control: control } = abi;
+const MULTIPORT = feature(abi.VIRTIO_CONSOLE_F_MULTIPORT);
 const EVENTS = [abi.VIRTIO_CONSOLE_DEVICE_READY, abi.VIRTIO_CONSOLE_PORT_READY, abi.VIRTIO_CONSOLE_PORT_OPEN];
 const chunk = new Uint8Array(65_536);
 
@@ -28,6 +30,7 @@ class ConsoleSubject implements Subject {
   readonly #ports: Port[];
   readonly #events = new ManualEvents();
   readonly #io: ManualIo;
+  #machine: FuzzMachine | undefined;
   readonly #controls: number;
   /** The host reads hardly anything, and the guest writes much. */
   readonly #clogged: boolean;
@@ -52,6 +55,7 @@ class ConsoleSubject implements Subject {
   }
 
   attach(machine: FuzzMachine): void {
+    this.#machine = machine;
     this.#io.onMemory = machine.checkIo;
     machine.onActivate = () => {
       this.#opened = 0;
@@ -97,6 +101,17 @@ class ConsoleSubject implements Subject {
       return 'the host closes a port';
     }
     return this.#events.fire(random) ? 'an event' : 'nothing';
+  }
+
+  settle(): boolean {
+    this.#fire();
+    return this.#ports.some((port) => this.#take(port).length > 0);
+  }
+
+  /** Output, and control messages, where there are any. */
+  serves(queue: number): boolean {
+    const features = BigInt(`0x${this.#machine?.driver.transport.save().driverFeatures ?? 0}`);
+    return queue % 2 === 1 && (queue < 2 || (features & MULTIPORT) !== 0n);
   }
 
   probe({ driver }: FuzzMachine): void {

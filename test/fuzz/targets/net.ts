@@ -18,6 +18,7 @@ const MAX_FRAME = 65_550;
 /** Frames that wait on the host. */
 const BACKLOG = 300;
 const NOISE = Uint8Array.from({ length: HEADER + MAX_FRAME + 100 }, (_, i) => (i * 151 + (i >> 7)) & 0xff);
+const NOTHING = 'nothing to read';
 const RECEIVE = 0;
 const TRANSMIT = 1;
 
@@ -155,9 +156,16 @@ abstract class NetSubject implements Subject {
     return this.backendEvent(random);
   }
 
+  abstract settle(): boolean;
+
+  /** Frames for the guest come as they like. */
+  serves(queue: number): boolean {
+    return queue === TRANSMIT;
+  }
+
   protected abstract backendEvent(random: Random): string;
-  /** Lets through what waits, and nothing fails from now on. @returns whether the link is up. */
-  protected abstract settle(): boolean;
+  /** Whether frames go both ways, once it is settled. */
+  protected abstract get up(): boolean;
   /** Frames that reached the other side since the last time. */
   protected abstract takeSent(): number;
   protected abstract deliver(frame: Uint8Array): void;
@@ -165,11 +173,11 @@ abstract class NetSubject implements Subject {
   probe({ driver }: FuzzMachine): void {
     driver.initialize({ queueSizes: [8, 8], features: 0n });
     const [receive, transmit] = driver.queues;
-    const up = this.settle();
+    while (this.settle());
     this.takeSent();
     transmit?.send([new Uint8Array(HEADER), NOISE.subarray(0, 60)]);
     if (transmit?.completions().length !== 1) throw new Error('a frame was not sent');
-    if (!up) return;
+    if (!this.up) return;
     if (this.takeSent() !== 1) throw new Error('a frame did not come out');
     receive?.send([2048]);
     const frame = NOISE.slice(0, HEADER + 60);
@@ -222,9 +230,16 @@ class FakeSubject extends NetSubject {
     return 'frames come, and the device hears of it';
   }
 
-  protected settle(): boolean {
-    this.#backend.plain = true;
-    this.#backend.onWritable();
+  settle(): boolean {
+    const backend = this.#backend;
+    backend.plain = true;
+    if (!backend.writable) return false;
+    backend.writable = false;
+    backend.onWritable();
+    return true;
+  }
+
+  protected get up(): boolean {
     return this.#backend.up;
   }
 
@@ -298,13 +313,17 @@ class StreamSubject extends NetSubject {
     return this.#events.fire(random) ? 'an event' : 'nothing';
   }
 
-  protected settle(): boolean {
-    this.#drain();
+  settle(): boolean {
+    this.#fireAll();
+    return this.#read(1 << 20) !== NOTHING;
+  }
+
+  protected get up(): boolean {
     return this.#backend.up && !this.#closed && !this.#garbage && this.#rest.length === 0;
   }
 
   protected takeSent(): number {
-    this.#drain();
+    while (this.settle());
     const sent = this.#sent;
     this.#sent = 0;
     return sent;
@@ -319,14 +338,6 @@ class StreamSubject extends NetSubject {
     this.#backend[Symbol.dispose]();
     addon.close(this.#device);
     if (!this.#closed) addon.close(this.#host);
-  }
-
-  /** Reads and fires until nothing moves. */
-  #drain(): void {
-    for (let n = 0; n < 50; n++) {
-      this.#fireAll();
-      if (this.#read(1 << 20) === 'nothing to read') return;
-    }
   }
 
   #fireAll(): void {
@@ -346,7 +357,7 @@ class StreamSubject extends NetSubject {
   }
 
   #read(most: number): string {
-    if (this.#closed) return 'nothing to read';
+    if (this.#closed) return NOTHING;
     let total = 0;
     while (total < most) {
       const count = addon.read(this.#host, this.#chunk, 0, Math.min(this.#chunk.length, most - total));
@@ -354,7 +365,7 @@ class StreamSubject extends NetSubject {
       total += count;
       if (!this.#decoder.push(this.#chunk.subarray(0, count))) throw new Violation('the device broke the stream');
     }
-    return total > 0 ? `the host reads ${total} bytes` : 'nothing to read';
+    return total > 0 ? `the host reads ${total} bytes` : NOTHING;
   }
 }
 

@@ -86,6 +86,13 @@ class AnyDevice implements VirtioDevice {
     for (const queue of queues) if (random.chance(90)) queue.publish();
   }
 
+  /** All that it kept and all that waits. */
+  finishAll(): void {
+    this.plain = true;
+    for (const { queue, chain } of this.#held.splice(0)) this.#use(queue, chain);
+    for (let index = 0; index < this.queueSizes.length; index++) this.handleQueue(index);
+  }
+
   #use(queue: Virtqueue, chain: DescriptorChain): void {
     if (!queue.alive) return;
     const random = this.#random;
@@ -151,8 +158,17 @@ class QueueSubject implements Subject {
     this.device = new AnyDevice(random);
   }
 
-  attach(machine: FuzzMachine): void {
-    this.device.machine = machine;
+  attach(machine: FuzzMachine, lawful: boolean): void {
+    this.device.machine = lawful ? undefined : machine; // it meddles with nothing else
+  }
+
+  settle(): boolean {
+    this.device.finishAll();
+    return false;
+  }
+
+  serves(): boolean {
+    return true;
   }
 
   queue(random: Random): number {

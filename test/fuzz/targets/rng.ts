@@ -52,14 +52,24 @@ class RngSubject implements Subject {
 
   hostEvent(random: Random): string {
     if (this.#deadline !== undefined && random.chance(70)) {
-      this.#time = Math.max(this.#time, this.#deadline);
-      this.#deadline = undefined;
-      this.#expired();
+      this.settle();
       return 'the timer expires';
     }
     if (random.chance(10)) this.#expired(); // without cause
     this.#time += random.below(3000);
     return 'time goes by';
+  }
+
+  settle(): boolean {
+    if (this.#deadline === undefined) return false;
+    this.#time = Math.max(this.#time, this.#deadline);
+    this.#deadline = undefined;
+    this.#expired();
+    return true;
+  }
+
+  serves(): boolean {
+    return true;
   }
 
   probe({ driver }: FuzzMachine): void {
