@@ -15,7 +15,6 @@ export type ErrorCode =
   | 'ERR_NETWORK' // a tap, port or other network resource that cannot be had
   | 'ERR_MEMORY' // the machine does not fit its memory, or the host has none left
   | 'ERR_OUTPUT' // a file that tsvisor should write cannot be written
-  | 'ERR_NETWORK' // a tap, port or other network resource that cannot be had
   | 'ERR_GUEST_INSTRUCTION' // the guest executed something that nothing here can complete
   | 'ERR_MACHINE_STATE' // the machine is not in a state in which that can be done
   | 'ERR_BUILD' // building a guest image failed
