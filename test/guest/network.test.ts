@@ -3,7 +3,6 @@ import { createSocket } from 'node:dgram';
 import { setServers } from 'node:dns';
 import { once } from 'node:events';
 import { createServer as createHttpServer } from 'node:http';
-import { syncBuiltinESMExports } from 'node:module';
 import { connect, createServer, type Socket } from 'node:net';
 import { buffer, text } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -52,7 +51,6 @@ describeKvm('Linux on a network', () => {
     sink.listen(PORTS.sink, '0.0.0.0');
     await Promise.all([once(http, 'listening'), once(sink, 'listening')]);
     setServers([`127.0.0.1:${await serveDns()}`]);
-    syncBuiltinESMExports(); // getServers() of other modules is the old one otherwise
   });
 
   describe.each<[string, NetworkConfig, { host: string }]>([

@@ -1,4 +1,4 @@
-import { getServers, lookup, lookupService } from 'node:dns';
+import dns, { lookup, lookupService } from 'node:dns';
 import { Duplex } from 'node:stream';
 import { promisify } from 'node:util';
 import { DNS_SERVER, formatAddress, parseAddress } from './addresses.js';
@@ -125,7 +125,8 @@ export class Dns {
 }
 
 function hostResolvers(): Resolver[] {
-  return getServers()
+  return dns
+    .getServers() // of the module: a program may have called setServers()
     .map(parseResolver)
     .filter((resolver) => resolver !== undefined);
 }

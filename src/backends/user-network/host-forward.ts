@@ -1,5 +1,5 @@
 import { type AddressInfo, createServer, type Server } from 'node:net';
-import { TsvisorError, UsageError } from '../../errors.js';
+import { NetworkError, UsageError } from '../../errors.js';
 import { GUEST, isGuestAddress, parseAddress } from './addresses.js';
 import type { Counters } from './counters.js';
 import type { Tcp } from './tcp.js';
@@ -138,5 +138,5 @@ function bindError(forward: HostForward, error: NodeJS.ErrnoException): TsvisorE
     EADDRNOTAVAIL: `${hostAddress} is not an address of this host`,
   };
   const reason = reasons[error.code ?? ''] ?? `cannot listen: ${error.message}`;
-  return new TsvisorError('ERR_NETWORK', `host forward '${formatHostForward(forward)}': ${reason}`, { cause: error });
+  return new NetworkError(`host forward '${formatHostForward(forward)}': ${reason}`, { cause: error });
 }
