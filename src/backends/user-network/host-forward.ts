@@ -129,7 +129,7 @@ export class HostForwards {
   }
 }
 
-function bindError(forward: HostForward, error: NodeJS.ErrnoException): TsvisorError {
+function bindError(forward: HostForward, error: NodeJS.ErrnoException): NetworkError {
   const { hostAddress, hostPort } = forward;
   const reasons: Record<string, string> = {
     EADDRINUSE: `port ${hostPort} of ${hostAddress} is in use; choose another, or 0 for any`,
