@@ -85,6 +85,8 @@ export class FuzzMachine {
   readonly driver: MockDriver;
   readonly limits: Limits;
   monitors: QueueMonitor[] = [];
+  /** Those performed. */
+  operations = 0;
   /** What was done, while anybody wants to know. */
   trace: string[] | undefined;
   /** A chain is the device's now; a driver is ready. */
@@ -113,6 +115,7 @@ export class FuzzMachine {
   /** Runs one operation of the guest or the host. @throws Violation */
   perform(operation: () => void): void {
     const { device } = this.memory;
+    this.operations++;
     device.accesses = device.bytes = 0;
     device.budget = this.limits.accesses;
     device.byteBudget = this.limits.bytes;

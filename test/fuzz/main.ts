@@ -29,11 +29,10 @@ function run(name: string, seed: number, cases: number): void {
     shown = performance.now();
     process.stdout.write(`\r${name}: ${done} cases, ${rate(done)} cases/s `);
   };
-  fuzz(target, { seed, cases, onProgress });
+  const operations = fuzz(target, { seed, cases, onProgress });
   const seconds = ((performance.now() - start) / 1e3).toFixed(1);
-  process.stdout.write(
-    `${process.stdout.isTTY ? '\r' : ''}${name}: ${cases} cases in ${seconds} s, ${rate(cases)} cases/s, no failure\n`,
-  );
+  const done = `${cases} cases of ${operations} operations in ${seconds} s, ${rate(cases)} cases/s, no failure`;
+  process.stdout.write(`${process.stdout.isTTY ? '\r' : ''}${name}: ${done}\n`);
 }
 
 try {

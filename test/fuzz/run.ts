@@ -32,16 +32,17 @@ export class FuzzFailure extends Error {
   }
 }
 
-/** Runs cases 0 to `cases` - 1 of a seed. @throws FuzzFailure */
-export function fuzz(target: Target, { seed, cases, onProgress }: RunOptions): void {
+/** Runs cases 0 to `cases` - 1 of a seed. @returns operations of guests and hosts. @throws FuzzFailure */
+export function fuzz(target: Target, { seed, cases, onProgress }: RunOptions): number {
   using memory = new Memory();
   const warm = Math.min(2000, Math.ceil(cases / 4));
   let before = 0;
+  let operations = 0;
   try {
     for (let index = 0; index < cases; index++) {
       if (index === warm) before = retained();
       try {
-        runCase(target, memory, seed, index);
+        operations += runCase(target, memory, seed, index);
       } catch (error) {
         throw new FuzzFailure(target.name, seed, index, traceOf(target, memory, seed, index), error);
       }
@@ -53,6 +54,7 @@ export function fuzz(target: Target, { seed, cases, onProgress }: RunOptions): v
     memory.checkGuards();
     const grown = retained() - before;
     if (grown > HEAP_SLACK) throw new Error(`${target.name}: ${cases} cases left ${grown} bytes behind (seed ${seed})`);
+    return operations;
   } finally {
     target.dispose?.();
   }
@@ -72,8 +74,8 @@ export function replay(target: Target, seed: number, index: number): string[] {
   return trace;
 }
 
-/** @throws whatever breaks a rule */
-function runCase(target: Target, memory: Memory, seed: number, index: number, trace?: string[]): void {
+/** @returns operations. @throws whatever breaks a rule */
+function runCase(target: Target, memory: Memory, seed: number, index: number, trace?: string[]): number {
   const random = new Random(caseSeed(seed, index));
   memory.clear();
   const subject = target.subject(random, memory);
@@ -104,6 +106,7 @@ function runCase(target: Target, memory: Memory, seed: number, index: number, tr
   machine.perform(() => subject.probe(machine));
   subject.end?.();
   trace?.push(`memory ${memory.digest}`);
+  return machine.operations;
 }
 
 function traceOf(target: Target, memory: Memory, seed: number, index: number): string[] {
