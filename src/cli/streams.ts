@@ -1,5 +1,6 @@
-import { createWriteStream, rmSync } from 'node:fs';
+import { createWriteStream, existsSync, rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
+import { dirname } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { finished } from 'node:stream/promises';
 import { TsvisorError, UsageError } from '../errors.js';
@@ -16,6 +17,9 @@ export interface StreamRequest {
   readonly option: string;
   readonly target: Target;
 }
+
+/** Bytes of a Unix socket's path (struct sockaddr_un); Node cuts longer ones. */
+const MAX_SOCKET_PATH = 107;
 
 /** The port that is the guest's hvc0. */
 export const CONSOLE_PORT = 'hvc0';
@@ -103,10 +107,15 @@ export async function connectSocket(stream: Duplex, option: string, path: string
 }
 
 function listen(server: Server, option: string, path: string): Promise<void> {
+  const wrong = (reason: string, cause?: Error) =>
+    new TsvisorError('ERR_OUTPUT', `${option}: cannot make the socket ${path}: ${reason}`, { cause });
+  if (Buffer.byteLength(path) > MAX_SOCKET_PATH) throw wrong(`its path is longer than ${MAX_SOCKET_PATH} bytes`);
   return new Promise((resolve, reject) => {
     server.on('error', (error: NodeJS.ErrnoException) => {
-      const reason = error.code === 'EADDRINUSE' ? 'there is something of that name' : (error.code ?? error.message);
-      reject(new TsvisorError('ERR_OUTPUT', `${option}: cannot make the socket ${path}: ${reason}`, { cause: error }));
+      let reason = error.code ?? error.message;
+      if (error.code === 'EADDRINUSE') reason = 'there is something of that name';
+      else if (!existsSync(dirname(path))) reason = `there is no folder ${dirname(path)}`; // Node says EACCES
+      reject(wrong(reason, error));
     });
     const mask = process.umask(0o177);
     try {

@@ -6,11 +6,13 @@ const posixOpenpt = libc.func('int posix_openpt(int flags)');
 const grantpt = libc.func('int grantpt(int fd)');
 const unlockpt = libc.func('int unlockpt(int fd)');
 const ptsnameR = libc.func('int ptsname_r(int fd, _Out_ uint8_t *name, size_t length)');
+const ioctl = libc.func('int ioctl(int fd, unsigned long request, const uint16_t *size)');
 const tcgetattr = libc.func('int tcgetattr(int fd, _Out_ uint8_t *termios)');
 
 const O_RDWR = 2;
 const O_NOCTTY = 0o400;
 const O_NONBLOCK = 0o4000;
+const TIOCSWINSZ = 0x5414;
 const TERMIOS_SIZE = 60;
 
 /** A pseudo-terminal: what a program under test has as its terminal, and the person's end of it. */
@@ -26,6 +28,11 @@ export class Pty implements Disposable {
     const name = new Uint8Array(64);
     if (ptsnameR(this.#master, name, name.length) !== 0) throw new Error('no pty name');
     this.slave = openSync(Buffer.from(name.subarray(0, name.indexOf(0))).toString(), O_RDWR | O_NOCTTY);
+  }
+
+  /** Sets the window's size. No SIGWINCH goes to a child that has it not as its controlling terminal. */
+  resize(rows: number, columns: number): void {
+    if (ioctl(this.#master, TIOCSWINSZ, Uint16Array.of(rows, columns, 0, 0)) !== 0) throw new Error('TIOCSWINSZ');
   }
 
   type(text: string): void {
