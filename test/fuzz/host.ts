@@ -125,9 +125,18 @@ export class ManualIo extends GuestIo {
   readonly #jobs: Job[] = [];
   readonly #listeners: (() => void)[] = [];
 
+  readonly #host: RunHost;
+
   constructor(memory: Memory) {
-    super(memory.regions, new ManualEvents().events);
+    const host = new addon.RunHost();
+    super(memory.regions, new FdEvents(host));
+    this.#host = host;
     this.#memory = memory;
+  }
+
+  override [Symbol.dispose](): void {
+    super[Symbol.dispose]();
+    this.#host.close();
   }
 
   /** Forgets all that was of another case. */

@@ -28,6 +28,7 @@ class AnyDevice implements VirtioDevice {
 
   constructor(random: Random) {
     this.#random = random;
+    scratch.fill(0); // every case starts alike
     this.queueSizes = random.pick(SHAPES);
     this.features = random.u64() & 0xff_ffffn;
   }
