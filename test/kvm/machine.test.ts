@@ -259,7 +259,8 @@ describeKvm('200 machines in one process', () => {
         await expect(Machine.create({ kernel: '/nonexistent' })).rejects.toThrow();
         return;
       }
-      await using machine = await Machine.create({ kernel: guestProgram(assembly), memory: 8 * MiB });
+      const consolePorts = [{ name: 'hvc0', console: true }, { name: 'port' }];
+      await using machine = await Machine.create({ kernel: guestProgram(assembly), memory: 8 * MiB, consolePorts });
       if (i % 4 === 0) return;
       await machine.start();
       if (i % 4 === 1) await machine.stop();
