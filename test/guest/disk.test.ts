@@ -20,7 +20,7 @@ import { Console } from '../support/console.js';
 import { defaultGuest, guestWithPrograms } from '../support/default-guest.js';
 import { describeKvm } from '../support/kvm.js';
 
-const BOOT = 120_000;
+const BOOT = 300_000;
 const MiB = 2 ** 20;
 
 let folder: string;
@@ -89,7 +89,7 @@ async function boot(config: Partial<MachineConfig>): Promise<{ machine: Machine;
   const machine = await Machine.create({ ...defaultGuest(), ...config });
   const shell = new Console(machine.serial);
   await machine.start();
-  await shell.prompt(90);
+  await shell.prompt();
   return { machine, shell };
 }
 
@@ -116,12 +116,12 @@ describeKvm('drives in Linux', () => {
     await shell.run('mkdir /tools /data; mount -o ro /dev/vdb /tools');
     const mke2fs =
       'LD_LIBRARY_PATH=/tools /tools/ld-linux-x86-64.so.2 /tools/mke2fs -q -t ext4 -b 4096 /dev/vda; echo made $?';
-    expect(await shell.run(mke2fs, 240)).toContain('made 0');
+    expect(await shell.run(mke2fs)).toContain('made 0');
     await shell.run('mount -o rw,discard /dev/vda /data');
     // In large pieces and blocks: an interpreted kernel takes milliseconds for each.
     const fill = 'for i in 1 2 3; do dd if=/tools/libc.so.6 of=/data/$i bs=128k skip=$i count=1; done 2>/dev/null';
-    await shell.run(`${fill}; cat /tools/mke2fs >/data/mke2fs`, 120);
-    const sums = await shell.run('cd /data; sha256sum 1 2 3 mke2fs | tee sums; cd /', 60);
+    await shell.run(`${fill}; cat /tools/mke2fs >/data/mke2fs`);
+    const sums = await shell.run('cd /data; sha256sum 1 2 3 mke2fs | tee sums; cd /');
     const made = new Map([...sums.matchAll(/([0-9a-f]{64}) {2}(\S+)/g)].map(([, sum, name]) => [name, sum]));
     expect(made.size).toBe(4);
     expect(made.get('mke2fs')).toBe(sha256('/sbin/mke2fs'));
@@ -129,7 +129,7 @@ describeKvm('drives in Linux', () => {
     expect(await shell.run('dd if=/dev/zero of=/dev/vdb bs=4k count=1; echo wrote $?')).toMatch(/wrote 1/);
     const patch = 'dd if=/dev/zero of=/dev/vdc bs=512 seek=9 count=3 conv=fsync 2>/dev/null; sha256sum /dev/vdc';
     const patched = readFileSync(base).fill(0, 9 * 512, 12 * 512);
-    expect(await shell.run(patch, 60)).toContain(createHash('sha256').update(patched).digest('hex'));
+    expect(await shell.run(patch)).toContain(createHash('sha256').update(patched).digest('hex'));
     expect(await shell.run('blkdiscard -o 1048576 -l 4194304 /dev/vdd; echo discarded $?')).toContain('discarded 0');
 
     machine.serial.write('poweroff\n');
@@ -145,9 +145,7 @@ describeKvm('drives in Linux', () => {
     // What the overlay holds is there for the next machine.
     const again = await boot({ drives: [{ file: base, overlay }] });
     await using _again = again.machine;
-    expect(await again.shell.run('sha256sum /dev/vda', 60)).toContain(
-      createHash('sha256').update(patched).digest('hex'),
-    );
+    expect(await again.shell.run('sha256sum /dev/vda')).toContain(createHash('sha256').update(patched).digest('hex'));
   });
 
   test('a disk that is full is an I/O error to the guest, and the machine lives on', { timeout: BOOT }, async () => {
@@ -159,7 +157,7 @@ describeKvm('drives in Linux', () => {
       truncateSync(join(mount, 'image'), 8 * MiB);
       const { machine, shell } = await boot({ drives: [{ file: join(mount, 'image') }] });
       await using _ = machine;
-      const output = await shell.run('dd if=/dev/zero of=/dev/vda bs=64k count=64 conv=fsync; echo wrote $?', 60);
+      const output = await shell.run('dd if=/dev/zero of=/dev/vda bs=64k count=64 conv=fsync; echo wrote $?');
       expect(output).toMatch(/Input\/output error|No space left/);
       expect(output).toMatch(/wrote 1/);
       expect(await shell.run('echo alive-$((6*7))')).toContain('alive-42');
@@ -179,7 +177,7 @@ describeKvm('drives in Linux', () => {
       await using _ = machine;
       const shell = new Console(machine.serial);
       await machine.start();
-      await shell.prompt(90);
+      await shell.prompt();
       const output = await shell.run(command);
       machine.serial.write('poweroff\n');
       expect(await machine.wait()).toMatchObject({ reason: 'guest-shutdown' });
@@ -250,12 +248,8 @@ describeKvm('what the guest has fsynced', () => {
         rmSync(path(name), { force: true });
       return promised;
     };
-    // Two at a time, for two cores.
     const promises: number[] = [];
-    const worker = async () => {
-      for (let point = points.shift(); point; point = points.shift()) promises.push(await check(point));
-    };
-    await Promise.all([worker(), worker()]);
+    for (const point of points) promises.push(await check(point));
     expect(promises).toHaveLength(KILL_POINTS);
     expect(Math.max(...promises)).toBeGreaterThan(5);
   });

@@ -12,7 +12,7 @@ import { guestWithPrograms } from '../support/default-guest.js';
 import { describeKvm } from '../support/kvm.js';
 import { Pty } from '../support/pty.js';
 
-const BOOT = 120_000;
+const BOOT = 300_000;
 /** The shell asks the terminal where its cursor is. */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: terminals speak in control characters
 const PROMPT = /# (\x1b\[6n)?$/;

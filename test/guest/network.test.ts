@@ -12,7 +12,7 @@ import { defaultGuest } from '../support/default-guest.js';
 import { describeKvm } from '../support/kvm.js';
 import { enterNetworkNamespace, ip } from '../support/network-namespace.js';
 
-const BOOT = 120_000;
+const BOOT = 300_000;
 const TRANSFER = 300_000;
 const BULK = randomBytes(1 << 20);
 const MD5 = createHash('md5').update(BULK).digest('hex');
