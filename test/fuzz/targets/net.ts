@@ -166,6 +166,8 @@ abstract class NetSubject implements Subject {
   protected abstract backendEvent(random: Random): string;
   /** Whether frames go both ways, once it is settled. */
   protected abstract get up(): boolean;
+  /** Whether the device has not given the stream up. */
+  protected abstract get linked(): boolean;
   /** Frames that reached the other side since the last time. */
   protected abstract takeSent(): number;
   protected abstract deliver(frame: Uint8Array): void;
@@ -191,6 +193,7 @@ abstract class NetSubject implements Subject {
         return;
       }
       if (this.#timer.armed) this.#timer.fire();
+      if (!this.linked) return; // what the host had sent before ended the stream
       this.deliver(frame);
     }
     throw new Error('no frame was received');
@@ -240,6 +243,10 @@ class FakeSubject extends NetSubject {
   }
 
   protected get up(): boolean {
+    return this.#backend.up;
+  }
+
+  protected get linked(): boolean {
     return this.#backend.up;
   }
 
@@ -320,6 +327,10 @@ class StreamSubject extends NetSubject {
 
   protected get up(): boolean {
     return this.#backend.up && !this.#closed && !this.#garbage && this.#rest.length === 0;
+  }
+
+  protected get linked(): boolean {
+    return this.#backend.up;
   }
 
   protected takeSent(): number {
