@@ -17,6 +17,17 @@ export type ErrorCode =
   | 'ERR_OUTPUT' // a file that tsvisor should write cannot be written
   | 'ERR_GUEST_INSTRUCTION' // the guest executed something that nothing here can complete
   | 'ERR_MACHINE_STATE' // the machine is not in a state in which that can be done
+  | 'ERR_MACHINE_ENDED' // the machine ended while something was under way in it
+  | 'ERR_MACHINE_CRASHED' // the machine thread died
+  | 'ERR_MACHINE_NOT_FOUND' // there is no machine of that name
+  | 'ERR_GUEST_PANIC' // the guest's kernel panicked
+  | 'ERR_VSOCK' // a vsock connection was refused, reset or took too long
+  | 'ERR_AGENT' // the guest's agent is missing, of another version, or broke its protocol
+  | 'ERR_AGENT_TIMEOUT' // the guest's agent does not answer
+  | 'ERR_EXEC' // a program could not be started in the guest
+  | 'ERR_GUEST_FILE' // a file operation failed in the guest
+  | 'ERR_TIMEOUT' // it took longer than the caller allows
+  | 'ERR_DEVICE' // a user's device cannot be loaded or broke its contract
   | 'ERR_BUILD' // building a guest image failed
   | 'ERR_INTERNAL'; // a defect of tsvisor
 
@@ -63,6 +74,38 @@ export class NetworkError extends TsvisorError {
 export class MemoryError extends TsvisorError {
   constructor(message: string, options?: ErrorOptions) {
     super('ERR_MEMORY', message, options);
+  }
+}
+
+/** A vsock connection that was refused, reset or took too long. */
+export class VsockError extends TsvisorError {
+  constructor(message: string, options?: ErrorOptions) {
+    super('ERR_VSOCK', message, options);
+  }
+}
+
+/** A guest's agent that is missing, does not answer, or cannot be understood. */
+export class AgentError extends TsvisorError {
+  constructor(message: string, code: 'ERR_AGENT' | 'ERR_AGENT_TIMEOUT' = 'ERR_AGENT', options?: ErrorOptions) {
+    super(code, message, options);
+  }
+}
+
+/** What the guest's kernel refused the agent: starting a program, or a file operation. */
+export class GuestError extends TsvisorError {
+  /** The name of the errno, as `ENOENT`. */
+  readonly errno: string;
+
+  constructor(code: 'ERR_EXEC' | 'ERR_GUEST_FILE', errno: string, message: string, options?: ErrorOptions) {
+    super(code, message, options);
+    this.errno = errno;
+  }
+}
+
+/** A user's device that cannot be loaded or broke its contract. */
+export class DeviceError extends TsvisorError {
+  constructor(message: string, options?: ErrorOptions) {
+    super('ERR_DEVICE', message, options);
   }
 }
 

@@ -4,14 +4,18 @@ export type { ConsoleSize } from './backends/port-stream.js';
 export type { Flow } from './backends/user-network/flow.js';
 export type { HostForward } from './backends/user-network/host-forward.js';
 export {
+  AgentError,
+  DeviceError,
   DriveError,
   type ErrorCode,
+  GuestError,
   ImageError,
   KvmError,
   MemoryError,
   NetworkError,
   TsvisorError,
   UsageError,
+  VsockError,
 } from './errors.js';
 export type { MachineConfig } from './machine/config.js';
 export type { ConsolePortConfig, DriveConfig, NetworkConfig } from './machine/device-config.js';

@@ -20,6 +20,17 @@ export const ERROR_EXIT: Readonly<Record<ErrorCode, number>> = {
   ERR_GUEST_INSTRUCTION: 83,
   ERR_MACHINE_STATE: 70,
   ERR_BUILD: 75,
+  ERR_MACHINE_ENDED: 70,
+  ERR_MACHINE_CRASHED: 70,
+  ERR_MACHINE_NOT_FOUND: 68,
+  ERR_GUEST_PANIC: 84,
+  ERR_VSOCK: 76,
+  ERR_AGENT: 76,
+  ERR_AGENT_TIMEOUT: 76,
+  ERR_EXEC: 127,
+  ERR_GUEST_FILE: 1,
+  ERR_TIMEOUT: 124,
+  ERR_DEVICE: 78,
 };
 
 /** For a machine that ended; `guest-exit` uses the guest's code, `stopped` depends on who stopped it. */
