@@ -34,6 +34,8 @@ export type ErrorCode =
 /** Base of every error that tsvisor throws on purpose: one line, naming the thing, what is wrong, and the remedy. */
 export class TsvisorError extends Error {
   readonly code: ErrorCode;
+  /** The last lines of the guest's console, where a guest has to do with it. The guest chose them. */
+  declare console?: string;
 
   constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
     super(message, options);
@@ -74,6 +76,17 @@ export class NetworkError extends TsvisorError {
 export class MemoryError extends TsvisorError {
   constructor(message: string, options?: ErrorOptions) {
     super('ERR_MEMORY', message, options);
+  }
+}
+
+/** A machine that ended, or whose thread died, while something was under way in it. */
+export class MachineError extends TsvisorError {
+  constructor(
+    code: 'ERR_MACHINE_ENDED' | 'ERR_MACHINE_CRASHED' | 'ERR_GUEST_PANIC',
+    message: string,
+    options?: ErrorOptions,
+  ) {
+    super(code, message, options);
   }
 }
 

@@ -11,6 +11,7 @@ export {
   GuestError,
   ImageError,
   KvmError,
+  MachineError,
   MemoryError,
   NetworkError,
   TsvisorError,

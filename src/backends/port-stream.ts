@@ -15,7 +15,14 @@ export interface ConsoleSize {
 const DRAIN_INTERVAL = 5;
 /** More than a queue of Linux' buffers of 32 KiB. */
 const MAX_REST = 4 << 20;
+/** Of one piece of output, for the tail. */
+const MAX_KEPT = 16 * 1024;
 const NOTHING = new Uint8Array();
+
+/** Sees a console's output on its way. */
+export interface OutputTail {
+  put(byte: number): void;
+}
 const EAGAIN = 11;
 /** Offset that makes GuestIo read and write streams. */
 const STREAM = -1;
@@ -33,6 +40,8 @@ export class PortStream {
   size: ConsoleSize = { rows: 0, columns: 0 };
   readonly #fd: number;
   readonly #watch: (events: number) => void;
+  /** Gets what is written, too. */
+  tail: OutputTail | undefined;
   readonly #byte = new Uint8Array(1);
   /** The events waited for; undefined when none are, not even the end of the other side. */
   #awaited: number | undefined;
@@ -86,6 +95,7 @@ export class PortStream {
     if (this.#outputGone) return 0;
     const count = io.transfer(IoOperation.write, this.#fd, STREAM, from, 0);
     if (count < 0 && count !== -EAGAIN) this.#outputGone = true;
+    if (this.tail && count > 0) this.#keep(this.tail, from, count);
     return Math.max(0, count);
   }
 
@@ -93,6 +103,7 @@ export class PortStream {
   writeByte(byte: number): void {
     this.#byte[0] = byte;
     addon.write(this.#fd, this.#byte, 0, 1);
+    this.tail?.put(byte);
   }
 
   /** Asks for one onReady() when there is input, or room for output, as told; the end of the other side always counts. */
@@ -112,6 +123,7 @@ export class PortStream {
   /** The guest has ended: takes what it has still to write, for drain(). */
   end(): void {
     this.#rest = this.onEnd(MAX_REST);
+    for (const byte of this.#rest) this.tail?.put(byte);
   }
 
   /** Resolves when the guest's last output has reached the socket or nobody will read it. For after the run loop. */
@@ -128,6 +140,12 @@ export class PortStream {
     if (this.#awaited === 0) this.#probe(); // no read and no write will tell
     this.#awaited = undefined;
     this.onReady();
+  }
+
+  #keep(tail: OutputTail, from: Segments, count: number): void {
+    const bytes = new Uint8Array(Math.min(count, MAX_KEPT));
+    from.read(count - bytes.length, bytes);
+    for (const byte of bytes) tail.put(byte);
   }
 
   /** A write of nothing fails when nobody can read. */

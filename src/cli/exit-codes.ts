@@ -37,6 +37,8 @@ export const ERROR_EXIT: Readonly<Record<ErrorCode, number>> = {
 export const END_EXIT: Readonly<Record<Exclude<EndReason, 'guest-exit' | 'stopped'>, number>> = {
   'guest-shutdown': 0,
   'guest-reset': 80,
+  'guest-panic': 84,
+  'drive-failure': 72,
   'triple-fault': 81,
   'kvm-failure': 82,
   'guest-instruction': 83,

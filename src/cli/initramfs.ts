@@ -1,5 +1,5 @@
 import type { Argv } from 'yargs';
-import { initramfsPath } from './default-guest.js';
+import { initramfsPath } from '../machine/default-guest.js';
 
 export const command = 'initramfs <action>';
 export const describe = 'Build or locate the default initramfs';

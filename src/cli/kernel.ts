@@ -1,5 +1,5 @@
 import type { Argv } from 'yargs';
-import { DEFAULT_FLAVOUR, kernelPath, listKernels } from './default-guest.js';
+import { DEFAULT_FLAVOUR, kernelPath, listKernels } from '../machine/default-guest.js';
 import { formatSize } from './size.js';
 
 export const command = 'kernel <action> [flavour]';

@@ -1,5 +1,5 @@
 import type { Argv } from 'yargs';
-import { rootfsPath } from './default-guest.js';
+import { rootfsPath } from '../machine/default-guest.js';
 
 export const command = 'rootfs <action>';
 export const describe = 'Build or locate the default root file system, an ext4 image';

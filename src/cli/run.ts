@@ -1,10 +1,10 @@
 import type { Argv } from 'yargs';
 import { UsageError } from '../errors.js';
 import type { MachineConfig } from '../machine/config.js';
+import { initramfsPath, kernelPath, namesRoot } from '../machine/default-guest.js';
 import type { ConsolePortConfig } from '../machine/device-config.js';
 import { type MachineEnd, type MachineStats, now } from '../machine/end.js';
 import { Machine } from '../machine/machine.js';
-import { initramfsPath, kernelPath } from './default-guest.js';
 import { parseDrive } from './drive-option.js';
 import { createLog, LOG_LEVELS } from './log.js';
 import { chosenForwards, parseNetworks } from './net-option.js';
@@ -126,7 +126,7 @@ export async function handler(args: RunArguments): Promise<void> {
     if (code !== 0 && end.reason !== 'guest-exit' && end.reason !== 'stopped') {
       process.stderr.write(`tsvisor: ${end.message}\n`);
     }
-    const { stats: numbers } = await machine.query();
+    const numbers = await machine.metrics();
     stats?.commit(`${JSON.stringify(report(numbers, end, code), null, 2)}\n`);
     process.exitCode = code;
   } finally {
@@ -147,8 +147,7 @@ function parseTimeout(seconds: number | undefined): number | undefined {
 /** The user's initrd; the default one only for the default kernel, unless that is told of a root file system. */
 async function initrdOf({ kernel, initrd, append }: RunArguments): Promise<{ initrd?: string }> {
   if (initrd !== undefined) return { initrd };
-  const hasRoot = /(^|\s)root=/.test(append ?? '');
-  return kernel === undefined && !hasRoot ? { initrd: await initramfsPath() } : {};
+  return kernel === undefined && !namesRoot(append) ? { initrd: await initramfsPath() } : {};
 }
 
 function terminalOf({ serial, console }: ReturnType<typeof parseStreams>): Pick<MachineConfig, 'terminal'> {

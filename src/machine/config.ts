@@ -4,9 +4,9 @@ import { PAGE_SIZE } from './layout.js';
 
 /** What a machine is made of. */
 export interface MachineConfig extends DeviceOptions {
-  /** Path of a kernel: an ELF vmlinux, a bzImage, or an ELF with a PVH note. */
-  readonly kernel: string;
-  /** Path of an initial RAM disk. */
+  /** Path of a kernel: an ELF vmlinux, a bzImage, or an ELF with a PVH note. Default: the default guest's. */
+  readonly kernel?: string;
+  /** Path of an initial RAM disk. Default: the default guest's for its kernel, unless `append` names a root= file system. */
   readonly initrd?: string;
   /** Added after the command line that tsvisor chooses for this host. */
   readonly append?: string;
@@ -47,7 +47,7 @@ const MIN_MEMORY = 2 * MiB;
 const MAX_MEMORY = 2 ** 40;
 
 /** Checks every field and fills in the defaults. @throws UsageError or MemoryError that names the field. */
-export function resolveConfig(config: MachineConfig): ResolvedConfig {
+export function resolveConfig(config: MachineConfig & { readonly kernel: string }): ResolvedConfig {
   const { kernel, initrd, append = '', memory = DEFAULT_MEMORY, cpus = 1, onReset = 'restart', serial = true } = config;
   if (typeof kernel !== 'string' || kernel === '') throw new UsageError('kernel: the path of a kernel is needed');
   if (initrd !== undefined && (typeof initrd !== 'string' || initrd === '')) {

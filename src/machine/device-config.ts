@@ -18,6 +18,11 @@ export interface DriveConfig {
   readonly id?: string;
   /** Path of a file for the guest's writes; `file` is then only read and may be shared. Made if it is missing. */
   readonly overlay?: string;
+  /**
+   * What happens when the host cannot read or write the image: the guest gets an I/O error (`report`, default), or the
+   * machine ends with `drive-failure`. Either way there is a `driveError` event.
+   */
+  readonly onError?: 'report' | 'end';
 }
 
 /** A virtio-net device: a tap of the host, or the user-mode network. */
@@ -53,6 +58,7 @@ export interface ResolvedDrive {
   readonly cache: 'writeback' | 'none' | 'unsafe';
   readonly id: string;
   readonly overlay: string | undefined;
+  readonly onError: 'report' | 'end';
 }
 
 export interface ResolvedNetwork {
@@ -118,7 +124,7 @@ export function virtioDeviceCount({ drives, networks, consolePorts, rng }: Devic
 }
 
 function resolveDrive(drive: DriveConfig, index: number): ResolvedDrive {
-  const { file, readOnly = false, cache = 'writeback', id = String(index), overlay } = drive;
+  const { file, readOnly = false, cache = 'writeback', id = String(index), overlay, onError = 'report' } = drive;
   const field = `drives[${index}]`;
   for (const [name, path] of [
     ['file', file],
@@ -134,8 +140,11 @@ function resolveDrive(drive: DriveConfig, index: number): ResolvedDrive {
   if (typeof id !== 'string' || !/^[\x21-\x7e]*$/.test(id) || id.length > MAX_DRIVE_ID) {
     throw new UsageError(`${field}.id: must be at most ${MAX_DRIVE_ID} ASCII characters`);
   }
+  if (onError !== 'report' && onError !== 'end') {
+    throw new UsageError(`${field}.onError: ${onError} is neither report nor end`);
+  }
   if (readOnly && overlay !== undefined) throw new UsageError(`${field}: a read-only drive needs no overlay`);
-  return { file, readOnly, cache, id, overlay };
+  return { file, readOnly, cache, id, overlay, onError };
 }
 
 function resolveNetwork(network: NetworkConfig, index: number): ResolvedNetwork {

@@ -3,6 +3,8 @@ export type EndReason =
   | 'guest-shutdown' // the guest powered itself off
   | 'guest-exit' // the guest wrote its exit code to the debug-exit port
   | 'guest-reset' // the guest reset itself and onReset is `end`
+  | 'guest-panic' // the guest's kernel panicked
+  | 'drive-failure' // the host could not serve a drive whose onError is `end`
   | 'triple-fault' // the guest's CPU shut down
   | 'guest-instruction' // the guest executed what nothing here can complete
   | 'kvm-failure' // KVM refused to go on

@@ -6,6 +6,7 @@ import { PortStream } from '../backends/port-stream.js';
 import { Tap } from '../backends/tap/tap.js';
 import { addon, type RunHost } from '../kvm/addon.js';
 import type { NetBackend } from '../virtio/net/backend.js';
+import { ConsoleTail } from './console-tail.js';
 import { type MachineEnd, now } from './end.js';
 import { FdEvents } from './fd-events.js';
 import type { MachineMessage, MachineThreadData } from './messages.js';
@@ -20,6 +21,8 @@ export class HostServices implements Disposable {
   readonly events = new FdEvents(this.runHost);
   readonly statistics = new Statistics();
   readonly serial: ByteStream | undefined;
+  /** What the guest's kernel said last: on ttyS0, or without it on hvc0. */
+  readonly consoleTail: ConsoleTail;
   /** In the order of the configuration. Their writes, their locks outlive a reset. */
   readonly drives: Disk[] = [];
   /** In the order of the configuration. */
@@ -38,9 +41,12 @@ export class HostServices implements Disposable {
   constructor(data: MachineThreadData, post: (message: MachineMessage) => void) {
     this.#logs = data.logs;
     this.serial = data.config.serial ? new ByteStream(data.serial, this.events) : undefined;
+    this.consoleTail = new ConsoleTail(data.consoleTail);
     this.consolePorts = data.config.consolePorts.map(
       ({ name, console }, i) => new PortStream(name, console, data.consolePorts[i] as number, this.events),
     );
+    const hvc0 = this.serial ? undefined : this.consolePorts.find(({ console }) => console);
+    if (hvc0) hvc0.tail = this.consoleTail;
     this.#post = post;
     try {
       this.drives.push(...openDrives(data.config.drives));
@@ -102,18 +108,38 @@ export class HostServices implements Disposable {
     await Promise.all([this.serial?.drain(), ...this.consolePorts.map((port) => port.drain())]);
   }
 
+  /**
+   * Why a guest that reset itself did so: a panic resets at once, after a message on the console (`panic=-1`). A guest
+   * may forge the message, to its own harm.
+   */
+  reasonOfReset(end: MachineEnd): MachineEnd {
+    if (end.reason !== 'guest-reset') return end;
+    const panic = /^(?:\[ *\d+\.\d+\] )?Kernel panic - not syncing: (.*)$/m.exec(this.consoleTail.sinceMark());
+    if (!panic) return end;
+    return { reason: 'guest-panic', code: null, message: `the guest’s kernel panicked: ${panic[1]}` };
+  }
+
+  /** The host could not serve a request of a drive. */
+  driveFailed(drive: number, message: string, onError: 'report' | 'end'): void {
+    if (onError === 'end') this.finish({ reason: 'drive-failure', code: null, message });
+    if (this.guestWarning(message)) this.#post({ type: 'drive-error', drive, message });
+  }
+
   log(level: 'debug' | 'info' | 'warn', message: string): void {
     if (this.#logs) this.#post({ type: 'log', level, message });
   }
 
-  /** A warning that a guest can cause as often as it likes. */
-  guestWarning(message: string): void {
+  /** A warning that a guest can cause as often as it likes. @returns whether it was one of the few that are passed on. */
+  guestWarning(message: string): boolean {
     const time = now();
     if (time - this.#warningsSince > 60_000) {
       this.#warningsSince = time;
       this.#warningsLeft = GUEST_WARNINGS_PER_MINUTE;
     }
-    if (this.#warningsLeft-- > 0) this.log('warn', message);
+    if (this.#warningsLeft <= 0) return false;
+    this.#warningsLeft--;
+    this.log('warn', message);
+    return true;
   }
 
   /** When the last guest has ended. Whoever hears of the end finds the images complete. @throws DriveError */

@@ -65,13 +65,15 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
     post({ type: 'ready' });
     let end: MachineEnd;
     for (;;) {
-      end = runLoop(machine, host);
+      end = host.reasonOfReset(runLoop(machine, host));
       const last = end.reason !== 'guest-reset' || config.onReset === 'end';
       if (last && end.reason !== 'stopped') host.keepOutput();
       machine[Symbol.dispose]();
       if (last) break;
       host.log('info', 'the guest reset itself: booting it again');
+      post({ type: 'reset' });
       host.clearEnd();
+      host.consoleTail.mark();
       machine = await VirtualMachine.build(config, host);
     }
     host.closeDrives();

@@ -1,22 +1,43 @@
-import { Socket } from 'node:net';
+import { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
-import { Worker } from 'node:worker_threads';
 import type { ConsoleSize } from '../backends/port-stream.js';
 import type { HostForward } from '../backends/user-network/host-forward.js';
-import { errnoName, errorFromData, TsvisorError, UsageError } from '../errors.js';
-import { addon } from '../kvm/addon.js';
+import { TsvisorError, UsageError } from '../errors.js';
 import { type MachineConfig, type ResolvedConfig, resolveConfig } from './config.js';
-import { type Deferred, deferred } from './deferred.js';
+import { ConsoleTail } from './console-tail.js';
+import { withDefaultGuest } from './default-guest.js';
 import type { MachineEnd, MachineStats } from './end.js';
-import type { ControlAnswer, ControlRequest, MachineMessage, MachineState, MachineThreadData } from './messages.js';
+import type { MachineState } from './messages.js';
+import { ThreadLink } from './thread-link.js';
+import { discardWhileUnread } from './unread-stream.js';
 import { UserNetworks } from './user-networks.js';
 
-const DOORBELL = new Uint8Array(new BigUint64Array([1n]).buffer);
+/** Lines of the guest's console that an error carries. */
+const ERROR_CONSOLE_LINES = 20;
 
 /** Host-side hooks of a machine. */
 export interface MachineOptions {
   /** Receives the machine thread's log lines; silent by default. */
   readonly onLog?: (level: 'debug' | 'info' | 'warn', message: string) => void;
+  /** Ends the machine at once when it aborts; create() then rejects with its reason. */
+  readonly signal?: AbortSignal;
+}
+
+/** What a machine emits, with the arguments of each event. */
+export interface MachineEvents {
+  /** It has started, been paused or resumed, or ended. */
+  state: [state: MachineState];
+  /** The guest reset itself and boots again. */
+  reset: [];
+  /** The host could not read or write a drive's image; at most ten a minute. */
+  driveError: [error: { readonly drive: number; readonly message: string }];
+  /** It has ended; wait() tells the same. */
+  end: [end: MachineEnd];
+}
+
+/** What a machine has done so far. */
+export interface MachineMetrics extends MachineStats {
+  readonly state: MachineState;
 }
 
 /**
@@ -29,91 +50,108 @@ export interface MachineOptions {
  * const end = await machine.wait();
  * ```
  */
-export class Machine implements AsyncDisposable {
-  /** ttyS0: what the guest prints is read, what is written the guest reads; both with back-pressure. */
-  readonly serial: Duplex;
+export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposable {
+  readonly #link = new ThreadLink();
+  readonly #serial: Duplex;
   readonly #ports: readonly { readonly name: string; readonly console: boolean; readonly stream: Duplex }[];
-  readonly #worker: Worker;
-  readonly #doorbell: number;
-  readonly #descriptors: number[];
-  readonly #streams: Duplex[] = [];
+  /** Consoles that the program has not asked for. */
+  readonly #unread = new Map<Duplex, () => void>();
   readonly #networks: UserNetworks;
-  readonly #exited: Promise<void>;
-  readonly #ended = deferred<MachineEnd>();
-  readonly #pending = new Map<number, Deferred<ControlAnswer>>();
-  readonly #onLog: NonNullable<MachineOptions['onLog']>;
-  #nextId = 1;
-  readonly #ready = deferred<void>();
-  #final: { end: MachineEnd; stats: MachineStats } | undefined;
-  #failure: Error | undefined;
+  readonly #consoleTail = new ConsoleTail();
+  readonly #ended: Promise<MachineEnd>;
+  #state: MachineState = 'created';
+  #removeAbort = () => {};
 
   private constructor(config: ResolvedConfig, options: MachineOptions, networks: UserNetworks) {
+    super();
     this.#networks = networks;
-    this.#onLog = options.onLog ?? (() => {});
-    this.#doorbell = checked('eventfd', addon.eventfd(0));
-    this.#descriptors = [this.#doorbell];
-    const [serial, serialThere] = this.#openStream();
-    this.serial = serial;
+    const link = this.#link;
+    const [serial, serialThere] = link.openStream();
+    this.#serial = serial;
     const consolePorts: number[] = [];
     this.#ports = config.consolePorts.map(({ name, console }) => {
-      const [stream, there] = this.#openStream();
+      const [stream, there] = link.openStream();
       consolePorts.push(there);
       return { name, console, stream };
     });
     const networkStreams = config.networks.map(({ tap }, index) => {
       if (tap !== undefined) return undefined;
-      const [stream, there] = this.#openStream();
+      const [stream, there] = link.openStream();
       networks.attach(index, stream);
       return there;
     });
-
-    const data: MachineThreadData = {
-      config,
-      doorbell: this.#doorbell,
-      serial: serialThere,
-      consolePorts,
-      networks: networkStreams,
-      logs: options.onLog !== undefined,
-    };
-    this.#worker = new Worker(new URL('./machine-thread.js', import.meta.url), {
-      name: 'tsvisor-machine',
-      workerData: data,
-      execArgv: [],
-    });
-    this.#worker.on('message', (message: MachineMessage) => this.#receive(message));
-    this.#worker.on('error', (error) => this.#fail(error));
-    // process.exit() waits for every Worker, and one inside KVM_RUN only leaves it when its doorbell rings.
-    const stopAtExit = () => this.#send('stop');
-    process.on('exit', stopAtExit);
-    this.#exited = new Promise((resolve) => {
-      this.#worker.on('exit', () => {
-        process.removeListener('exit', stopAtExit);
-        this.#fail(new TsvisorError('ERR_INTERNAL', 'the machine thread exited without saying why'));
-        for (const fd of this.#descriptors) addon.close(fd);
-        this.#descriptors.length = 0;
-        void this.#networks.close();
-        resolve();
-      });
-    });
+    for (const stream of [serial, ...this.#ports.filter((port) => port.console).map((port) => port.stream)]) {
+      this.#unread.set(stream, discardWhileUnread(stream));
+    }
+    this.#ended = link.ended.then(
+      (end) => this.#over(end),
+      (error: Error) => {
+        this.#over(undefined);
+        throw this.#explain(error);
+      },
+    );
+    this.#ended.catch(() => {}); // whoever cares waits
+    link.start(
+      {
+        config,
+        serial: serialThere,
+        consolePorts,
+        networks: networkStreams,
+        consoleTail: this.#consoleTail.buffer,
+        logs: options.onLog !== undefined,
+      },
+      (notice) => {
+        switch (notice.type) {
+          case 'log':
+            options.onLog?.(notice.level, notice.message);
+            break;
+          case 'reset':
+            this.emit('reset');
+            break;
+          case 'drive-error':
+            this.emit('driveError', { drive: notice.drive, message: notice.message });
+            break;
+        }
+      },
+    );
   }
 
   /**
-   * Makes a machine with its kernel loaded, ready to start.
-   * @throws UsageError, ImageError, MemoryError, NetworkError, KvmError: see their codes.
+   * Makes a machine with its kernel loaded, ready to start. Without a `kernel` it is the default guest, which is built
+   * first if it is not in the cache: minutes, once, with progress to onLog; `tsvisor kernel build` does so beforehand.
+   * @throws UsageError, ImageError, MemoryError, DriveError, NetworkError, KvmError, ERR_BUILD: see their codes.
    */
-  static async create(config: MachineConfig, options: MachineOptions = {}): Promise<Machine> {
-    const resolved = resolveConfig(config);
+  static async create(config: MachineConfig = {}, options: MachineOptions = {}): Promise<Machine> {
+    const { signal } = options;
+    signal?.throwIfAborted();
+    const resolved = resolveConfig(await withDefaultGuest(config, options.onLog));
     const networks = await UserNetworks.open(config.networks ?? []);
     let machine: Machine | undefined;
     try {
       machine = new Machine(resolved, options, networks);
-      await machine.#ready.promise;
+      machine.#endOnAbort(signal);
+      await machine.#link.ready;
+      signal?.throwIfAborted();
       return machine;
     } catch (error) {
       await machine?.close();
       await networks.close();
+      signal?.throwIfAborted();
       throw error;
     }
+  }
+
+  /** What it is doing now. */
+  get state(): MachineState {
+    return this.#state;
+  }
+
+  /**
+   * ttyS0: what the guest prints is read, what is written the guest reads; both with back-pressure. Until the program has
+   * asked for it, only the last output is kept, so that a guest that nobody watches does not wait for a reader.
+   */
+  get serial(): Duplex {
+    return this.#take(this.#serial);
   }
 
   /** Ports of this host that lead to the guest, as they really are: a `hostPort` of 0 was chosen by the host. */
@@ -123,35 +161,37 @@ export class Machine implements AsyncDisposable {
 
   /** Runs the guest from its entry point. */
   async start(): Promise<void> {
-    await this.#request('start');
+    await this.#link.request({ command: 'start' });
+    this.#setState('running');
   }
 
   /** Stops the vCPU where it is; devices too. Resolves when it has stopped. */
   async pause(): Promise<void> {
-    await this.#request('pause');
+    await this.#link.request({ command: 'pause' });
+    this.#setState('paused');
   }
 
   /** Goes on after pause(). */
   async resume(): Promise<void> {
-    await this.#request('resume');
+    await this.#link.request({ command: 'resume' });
+    this.#setState('running');
   }
 
   /** Ends the machine at once, as if its power were cut. No effect on one that has ended. */
   async stop(): Promise<MachineEnd> {
-    if (!this.#final && !this.#failure) {
-      // The guest may end between the check and the request: then wait() tells how.
-      await this.#request('stop').catch(() => {});
-    }
+    // The guest may end between the check and the request: then wait() tells how.
+    if (!this.#link.over) await this.#link.request({ command: 'stop' }).catch(() => {});
     return this.wait();
   }
 
   /**
    * The host's end of a console port: what the guest sends is read, what is written the guest gets; both with
-   * back-pressure. Once it is destroyed, the guest's output is discarded.
+   * back-pressure. Once it is destroyed, the guest's output is discarded. A console is like `serial`; what a plain port
+   * sends waits for the program to read it.
    * @param name as in the configuration's `consolePorts`. @throws UsageError if there is none of that name.
    */
   port(name: string): Duplex {
-    return this.#portNamed(name).stream;
+    return this.#take(this.#portNamed(name).stream);
   }
 
   /**
@@ -166,49 +206,80 @@ export class Machine implements AsyncDisposable {
     if (![rows, columns].every((n) => Number.isInteger(n) && n >= 1 && n <= 65535)) {
       throw new UsageError(`console port '${name}': ${rows} rows and ${columns} columns are not 1 to 65535 each`);
     }
-    await this.#request('resize', { port: this.#ports.indexOf(entry), size: { rows, columns } });
+    await this.#link.request({
+      command: 'resize',
+      resize: { port: this.#ports.indexOf(entry), size: { rows, columns } },
+    });
   }
 
-  /** State and statistics now. */
-  async query(): Promise<{ state: MachineState; stats: MachineStats }> {
-    if (this.#final) return { state: 'ended', stats: this.#final.stats };
-    return this.#request('query');
+  /** Counters and times; also of a machine that has ended. */
+  async metrics(): Promise<MachineMetrics> {
+    const { final } = this.#link;
+    if (final) return { state: 'ended', ...final.stats };
+    const { state, stats } = await this.#link.request({ command: 'query' });
+    return { state, ...stats };
   }
 
-  /** Resolves when the machine has ended, however it did. @throws TsvisorError when tsvisor itself failed. */
+  /**
+   * The last lines that the guest wrote to its console: ttyS0, or hvc0 where there is no ttyS0. They are kept whoever
+   * reads the streams, and after the end. Control characters are left out; the rest is as the guest chose it.
+   * @param lines 1 or more; the last 16 KiB are kept.
+   */
+  consoleTail(lines = ERROR_CONSOLE_LINES): string {
+    return this.#consoleTail.lines(lines).join('\n');
+  }
+
+  /**
+   * Resolves when the machine has ended, however the guest ended it.
+   * @throws TsvisorError when tsvisor itself failed, ERR_MACHINE_CRASHED when the machine thread died.
+   */
   wait(): Promise<MachineEnd> {
-    return this.#ended.promise;
+    return this.#ended;
   }
 
   /** Ends the machine if it runs and releases all it held: thread, descriptors, memory. */
   async close(): Promise<void> {
-    if (!this.#final && !this.#failure) await this.stop().catch(() => {});
-    await this.#worker.terminate();
-    await this.#exited;
+    this.#removeAbort();
+    await this.#link.close();
     await this.#networks.close();
-    await Promise.all(this.#streams.map(destroyed));
+    await this.#ended.catch(() => {});
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
 
-  /** A socketpair: the main thread's end as a stream, the machine thread's as a descriptor. */
-  #openStream(): [Duplex, number] {
-    const pair = addon.socketpair();
-    if (typeof pair === 'number') {
-      for (const fd of this.#descriptors) addon.close(fd);
-      for (const stream of this.#streams) stream.destroy();
-      throw new TsvisorError('ERR_INTERNAL', `socketpair: ${errnoName(-pair)}`);
-    }
-    const [here, there] = pair;
-    this.#descriptors.push(there);
-    addon.release(here); // the Socket closes it
-    const stream = new Socket({ fd: here, readable: true, writable: true });
-    // The machine's end of the pair disappears with its thread, whatever was still to be written.
-    stream.on('error', () => {});
-    this.#streams.push(stream);
-    return [stream, there];
+  #endOnAbort(signal: AbortSignal | undefined): void {
+    if (!signal) return;
+    const onAbort = () => void this.stop().catch(() => {});
+    signal.addEventListener('abort', onAbort, { once: true });
+    this.#removeAbort = () => signal.removeEventListener('abort', onAbort);
+  }
+
+  #over(end: MachineEnd | undefined): MachineEnd {
+    this.#removeAbort();
+    void this.#networks.close();
+    this.#setState('ended');
+    if (end) this.emit('end', end);
+    return end as MachineEnd;
+  }
+
+  /** Adds what the guest said last. */
+  #explain<E extends Error>(error: E): E {
+    if (error instanceof TsvisorError) error.console = this.consoleTail();
+    return error;
+  }
+
+  #setState(state: MachineState): void {
+    if (this.#state === state || this.#state === 'ended') return;
+    this.#state = state;
+    this.emit('state', state);
+  }
+
+  #take(stream: Duplex): Duplex {
+    this.#unread.get(stream)?.();
+    this.#unread.delete(stream);
+    return stream;
   }
 
   #portNamed(name: string) {
@@ -217,70 +288,4 @@ export class Machine implements AsyncDisposable {
     const names = this.#ports.map((port) => port.name).join(', ');
     throw new UsageError(`there is no console port '${name}'; this machine has ${names || 'none'}`);
   }
-
-  #request(command: ControlRequest['command'], resize?: ControlRequest['resize']): Promise<ControlAnswer> {
-    if (this.#failure) return Promise.reject(this.#failure);
-    if (this.#final) {
-      const why = `the machine has ended (${this.#final.end.message}): it cannot ${command}`;
-      return Promise.reject(new TsvisorError('ERR_MACHINE_STATE', why));
-    }
-    const pending = deferred<ControlAnswer>();
-    this.#pending.set(this.#send(command, resize), pending);
-    return pending.promise;
-  }
-
-  #send(command: ControlRequest['command'], resize?: ControlRequest['resize']): number {
-    const id = this.#nextId++;
-    this.#worker.postMessage({ id, command, ...(resize && { resize }) } satisfies ControlRequest);
-    addon.write(this.#doorbell, DOORBELL, 0, DOORBELL.length);
-    return id;
-  }
-
-  #receive(message: MachineMessage): void {
-    switch (message.type) {
-      case 'ready':
-        this.#ready.resolve();
-        break;
-      case 'failed':
-        this.#fail(errorFromData(message.error));
-        break;
-      case 'reply':
-        this.#pending.get(message.id)?.resolve(message.answer);
-        this.#pending.delete(message.id);
-        break;
-      case 'log':
-        this.#onLog(message.level, message.message);
-        break;
-      case 'ended':
-        this.#final = { end: message.end, stats: message.stats };
-        this.#settle(new TsvisorError('ERR_MACHINE_STATE', `the machine has ended (${message.end.message})`));
-        this.#ended.resolve(message.end);
-        break;
-    }
-  }
-
-  #fail(error: Error): void {
-    if (this.#failure || this.#final) return;
-    this.#failure = error;
-    this.#ready.reject(error);
-    this.#ended.reject(error);
-    this.#settle(error);
-  }
-
-  #settle(error: Error): void {
-    for (const pending of this.#pending.values()) pending.reject(error);
-    this.#pending.clear();
-  }
-}
-
-async function destroyed(stream: Duplex): Promise<void> {
-  if (stream.destroyed) return;
-  const closed = new Promise((resolve) => stream.once('close', resolve));
-  stream.destroy();
-  await closed;
-}
-
-function checked(call: string, result: number): number {
-  if (result < 0) throw new TsvisorError('ERR_INTERNAL', `${call}: ${errnoName(-result)}`);
-  return result;
 }

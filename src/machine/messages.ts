@@ -12,10 +12,13 @@ export interface MachineThreadData {
   /** The machine's ends of the sockets of each console port, and of each network; none for a tap. */
   readonly consolePorts: readonly number[];
   readonly networks: readonly (number | undefined)[];
+  /** Shared: see ConsoleTail. */
+  readonly consoleTail: SharedArrayBuffer;
   /** Whether anybody listens to log messages. */
   readonly logs: boolean;
 }
 
+/** `created`: ready to start. */
 export type MachineState = 'created' | 'running' | 'paused' | 'ended';
 
 /** Main thread to machine thread; each is answered by a reply with its id. */
@@ -37,4 +40,6 @@ export type MachineMessage =
   | { readonly type: 'failed'; readonly error: ErrorData }
   | { readonly type: 'reply'; readonly id: number; readonly answer: ControlAnswer }
   | { readonly type: 'log'; readonly level: 'debug' | 'info' | 'warn'; readonly message: string }
+  | { readonly type: 'reset' }
+  | { readonly type: 'drive-error'; readonly drive: number; readonly message: string }
   | { readonly type: 'ended'; readonly end: MachineEnd; readonly stats: MachineStats };

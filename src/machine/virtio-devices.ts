@@ -52,7 +52,7 @@ function makeDevices({ config, memory, io, host, own }: VirtioParts): VirtioDevi
     const backend = host.networks[index] as NetBackend;
     return new Net({ name: `net${index}`, mac: Buffer.from(mac.replaceAll(':', ''), 'hex'), backend, io, timer });
   });
-  const drives = config.drives.map(({ id }, index) => {
+  const drives = config.drives.map(({ id, onError }, index) => {
     const disk = host.drives[index] as Disk;
     disk.attach(io, memory);
     const blk = new Blk({
@@ -60,7 +60,7 @@ function makeDevices({ config, memory, io, host, own }: VirtioParts): VirtioDevi
       disk,
       id,
       holdVcpus: () => host.holdVcpus(),
-      warn: (message) => host.guestWarning(message),
+      failed: (message) => host.driveFailed(index, message, onError),
     });
     io.onBatch(() => blk.publish());
     return blk;

@@ -149,7 +149,9 @@ export class VirtualMachine implements Disposable {
             host.statistics.phase('firstSerialByte');
             first = false;
           }
-          return stream.write(byte);
+          const taken = stream.write(byte);
+          if (taken) host.consoleTail.put(byte);
+          return taken;
         },
       },
       input: stream,

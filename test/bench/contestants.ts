@@ -13,8 +13,8 @@ export async function runMachine(elf: string): Promise<number[]> {
   await machine.start();
   const end = await machine.wait();
   if (end.reason !== 'guest-exit' || end.code !== 0) throw new Error(`the bench guest failed: ${end.message}`);
-  const { stats } = await machine.query();
-  return Object.values(stats.milestones)
+  const { milestones } = await machine.metrics();
+  return Object.values(milestones)
     .map((at) => at - start)
     .sort((a, b) => a - b);
 }

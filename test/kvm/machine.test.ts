@@ -91,7 +91,7 @@ describeKvm('how a machine ends', () => {
       await machine.start();
       await delay(50);
       expect(await machine.stop()).toMatchObject({ reason: 'stopped' });
-      expect((await machine.query()).state).toBe('ended');
+      expect((await machine.metrics()).state).toBe('ended');
       await expect(machine.start()).rejects.toMatchObject({ code: 'ERR_MACHINE_STATE' });
     });
   }
@@ -101,19 +101,19 @@ describeKvm('a machine', () => {
   test('pauses, resumes and is asked', async () => {
     const spin = guestProgram('again: in al, 0x80; jmp again');
     await using machine = await Machine.create({ kernel: spin, memory: 4 * MiB });
-    expect((await machine.query()).state).toBe('created');
+    expect((await machine.metrics()).state).toBe('created');
     await machine.start();
     await delay(20);
     await machine.pause();
-    const before = await machine.query();
+    const before = await machine.metrics();
     await delay(50);
-    const after = await machine.query();
+    const after = await machine.metrics();
     expect(before.state).toBe('paused');
-    expect(before.stats.exits.io).toBeGreaterThan(10);
-    expect(after.stats.exits).toEqual(before.stats.exits);
+    expect(before.exits.io).toBeGreaterThan(10);
+    expect(after.exits).toEqual(before.exits);
     await machine.resume();
     await delay(20);
-    expect((await machine.query()).stats.exits.io).toBeGreaterThan(before.stats.exits.io as number);
+    expect((await machine.metrics()).exits.io).toBeGreaterThan(before.exits.io as number);
   });
 
   test('has more than 4 GiB of memory around the MMIO hole', async () => {

@@ -32,8 +32,8 @@ export interface BlkOptions {
   readonly id: string;
   /** Keeps the vCPUs from running until the function that it returns is called. */
   readonly holdVcpus: () => () => void;
-  /** Takes a line that a guest can cause as often as it likes. */
-  readonly warn: (message: string) => void;
+  /** The host could not do what a request asked for. A guest can cause that as often as it likes. */
+  readonly failed: (message: string) => void;
 }
 
 /**
@@ -49,7 +49,7 @@ export class Blk implements VirtioDevice {
   readonly id: Uint8Array;
   readonly #config: Uint8Array;
   readonly #holdVcpus: () => () => void;
-  readonly #warn: (message: string) => void;
+  readonly #onFailed: (message: string) => void;
   #queue: Virtqueue | undefined;
   #memory: GuestMemory | undefined;
   /** Negotiated: what the driver may count on. */
@@ -62,7 +62,7 @@ export class Blk implements VirtioDevice {
   #inFlight = 0;
   #releaseVcpus: (() => void) | undefined;
 
-  constructor({ name, disk, id, holdVcpus, warn }: BlkOptions) {
+  constructor({ name, disk, id, holdVcpus, failed }: BlkOptions) {
     this.name = name;
     this.disk = disk;
     this.id = new Uint8Array(abi.VIRTIO_BLK_ID_BYTES);
@@ -73,7 +73,7 @@ export class Blk implements VirtioDevice {
       .map(feature)
       .reduce((all, bit) => all | bit);
     this.#holdVcpus = holdVcpus;
-    this.#warn = warn;
+    this.#onFailed = failed;
   }
 
   /** Every set will do; but `writeback` depends on it, and may be read from now on (section 5.2.5.2). */
@@ -166,6 +166,6 @@ export class Blk implements VirtioDevice {
 
   /** The host could not do what a request asked for. */
   failed(what: string, errno: number): void {
-    this.#warn(`${this.name} (${this.disk.path}): ${what} failed with ${errnoName(errno)}`);
+    this.#onFailed(`${this.name} (${this.disk.path}): ${what} failed with ${errnoName(errno)}`);
   }
 }

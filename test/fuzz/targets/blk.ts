@@ -137,7 +137,7 @@ class BlkSubject implements Subject {
         if (this.#holds++ > 0) throw new Error('the vCPUs are held twice');
         return () => this.#holds--;
       },
-      warn: () => {},
+      failed: () => {},
     });
     io.onBatch(() => this.device.publish());
   }

@@ -69,7 +69,7 @@ export class BlkRig {
         this.holds++;
         return () => this.holds--;
       },
-      warn: (message) => this.warnings.push(message),
+      failed: (message) => this.warnings.push(message),
     });
     this.io.onBatch(() => this.blk.publish());
     this.driver = new MockDriver(this.blk, memory);

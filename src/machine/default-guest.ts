@@ -1,0 +1,109 @@
+import { spawn } from 'node:child_process';
+import { existsSync, readdirSync, statSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { TsvisorError } from '../errors.js';
+import type { MachineConfig } from './config.js';
+
+const images = fileURLToPath(new URL('../../guest-images/', import.meta.url));
+
+/** Gets what a build says of its progress, a line at a time; without one it goes to stderr. */
+export type BuildProgress = (line: string) => void;
+
+/**
+ * Runs one of the scripts of guest-images/, which builds what is not in the cache yet.
+ * @returns the path it prints. @throws TsvisorError ERR_BUILD.
+ */
+function imagePath(script: string, args: readonly string[], progress?: BuildProgress): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(`${images}${script}`, args, { stdio: ['ignore', 'pipe', progress ? 'pipe' : 'inherit'] });
+    let output = '';
+    let last = 'its reason is above';
+    if (progress && child.stderr) {
+      createInterface({ input: child.stderr }).on('line', (line) => {
+        last = line;
+        progress(line);
+      });
+    }
+    child.stdout?.on('data', (chunk) => {
+      output += chunk;
+    });
+    child.on('error', (error) => reject(new TsvisorError('ERR_BUILD', `${script}: ${error.message}`)));
+    child.on('close', (code, signal) => {
+      if (code === 0) resolve(output.trim());
+      else reject(new TsvisorError('ERR_BUILD', `${script} failed (${signal ?? `exit ${code}`}): ${last}`));
+    });
+  });
+}
+
+export const DEFAULT_FLAVOUR = 'tiny';
+
+/** The path of a flavour's vmlinux, built if it is not cached. */
+export function kernelPath(flavour = DEFAULT_FLAVOUR, source?: string, progress?: BuildProgress): Promise<string> {
+  const args = ['--flavour', flavour, ...(source === undefined ? [] : ['--source', source])];
+  return imagePath('build-kernel.sh', args, progress);
+}
+
+/** The path of the default initramfs, built if it is not cached. */
+export function initramfsPath(progress?: BuildProgress): Promise<string> {
+  return imagePath('build-initramfs.sh', [], progress);
+}
+
+/** The default guest's images are looked for once a process. */
+const found = new Map<string, Promise<string>>();
+
+function once(name: string, find: () => Promise<string>): Promise<string> {
+  const path = found.get(name) ?? find();
+  found.set(name, path);
+  path.catch(() => found.delete(name));
+  return path;
+}
+
+/** The configuration with the default guest's images, where it names none of its own. @throws TsvisorError ERR_BUILD */
+export async function withDefaultGuest(
+  config: MachineConfig,
+  onLog: (level: 'info', message: string) => void = () => {},
+): Promise<MachineConfig & { readonly kernel: string }> {
+  const { kernel, initrd, append } = config;
+  if (kernel !== undefined) return { ...config, kernel };
+  const progress = (line: string) => onLog('info', line);
+  const images = { kernel: await once('kernel', () => kernelPath(undefined, undefined, progress)) };
+  if (initrd !== undefined || namesRoot(append)) return { ...config, ...images };
+  return { ...config, ...images, initrd: await once('initramfs', () => initramfsPath(progress)) };
+}
+
+/** Whether a command line names a root file system: then the default initramfs, which is one, is not wanted. */
+export function namesRoot(append = ''): boolean {
+  return /(^|\s)root=/.test(append);
+}
+
+/** The path of the default root file system, built if it is not cached. @param size like 256M. */
+export function rootfsPath(size: string): Promise<string> {
+  return imagePath('build-rootfs.sh', ['--size', size]);
+}
+
+/** A flavour and the kernels built from it that are in the cache, newest first. */
+export interface KernelListing {
+  readonly flavour: string;
+  readonly built: readonly { readonly path: string; readonly bytes: number; readonly builtAt: string }[];
+}
+
+/** Every flavour that can be built, with what is built of it. */
+export function listKernels(): KernelListing[] {
+  const cache = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tsvisor', 'kernel');
+  const kept = existsSync(cache) ? readdirSync(cache) : [];
+  return readdirSync(`${images}kernel`)
+    .filter((name) => name.endsWith('.config') && name !== 'base.config')
+    .map((name) => name.slice(0, -'.config'.length))
+    .map((flavour) => ({
+      flavour,
+      built: kept
+        .filter((name) => name.startsWith(`${flavour}-`) && /^[0-9a-f]{16}$/.test(name.slice(flavour.length + 1)))
+        .map((name) => join(cache, name, 'vmlinux'))
+        .filter((path) => existsSync(path))
+        .map((path) => ({ path, bytes: statSync(path).size, builtAt: statSync(path).mtime.toISOString() }))
+        .sort((a, b) => b.builtAt.localeCompare(a.builtAt)),
+    }));
+}

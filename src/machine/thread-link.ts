@@ -1,0 +1,187 @@
+import { Socket, type SocketConstructorOpts } from 'node:net';
+import type { Duplex } from 'node:stream';
+import { Worker } from 'node:worker_threads';
+import { errnoName, errorFromData, MachineError, TsvisorError } from '../errors.js';
+import { addon } from '../kvm/addon.js';
+import { type Deferred, deferred } from './deferred.js';
+import type { MachineEnd, MachineStats } from './end.js';
+import type { ControlAnswer, ControlRequest, MachineMessage, MachineThreadData } from './messages.js';
+
+const DOORBELL = new Uint8Array(new BigUint64Array([1n]).buffer);
+
+/** Bytes of a stream that wait for the program. */
+const READ_AHEAD = 64 * 1024;
+
+type Request = Omit<ControlRequest, 'id'>;
+
+/** What a thread says unasked. */
+type Notice = Exclude<MachineMessage, { type: 'ready' | 'failed' | 'reply' | 'ended' }>;
+
+/**
+ * The main thread's side of a machine thread: the Worker, its doorbell, the sockets whose other ends it has, and requests
+ * with their answers. It owns all these descriptors.
+ */
+export class ThreadLink {
+  /** Settled when the machine is built. */
+  readonly ready: Promise<void>;
+  /** Settled when the machine has ended or its thread has failed. */
+  readonly ended: Promise<MachineEnd>;
+  readonly #doorbell: number;
+  readonly #descriptors: number[];
+  readonly #streams: Duplex[] = [];
+  readonly #ready = deferred<void>();
+  readonly #ended = deferred<MachineEnd>();
+  readonly #pending = new Map<number, Deferred<ControlAnswer>>();
+  #nextId = 1;
+  #worker: Worker | undefined;
+  #exited: Promise<void> = Promise.resolve();
+  #built = false;
+  #final: { end: MachineEnd; stats: MachineStats } | undefined;
+  #failure: Error | undefined;
+
+  constructor() {
+    this.ready = this.#ready.promise;
+    this.ended = this.#ended.promise;
+    this.#doorbell = addon.eventfd(0);
+    if (this.#doorbell < 0) throw new TsvisorError('ERR_INTERNAL', `eventfd: ${errnoName(-this.#doorbell)}`);
+    this.#descriptors = [this.#doorbell];
+  }
+
+  get final(): { end: MachineEnd; stats: MachineStats } | undefined {
+    return this.#final;
+  }
+
+  /** Whether the machine is over, one way or the other. */
+  get over(): boolean {
+    return this.#final !== undefined || this.#failure !== undefined;
+  }
+
+  /** A socketpair: the main thread's end as a stream, the machine thread's as a descriptor. For before start(). */
+  openStream(): [Duplex, number] {
+    const pair = addon.socketpair();
+    if (typeof pair === 'number') {
+      this.#closeDescriptors();
+      for (const stream of this.#streams) stream.destroy();
+      throw new TsvisorError('ERR_INTERNAL', `socketpair: ${errnoName(-pair)}`);
+    }
+    const [here, there] = pair;
+    this.#descriptors.push(there);
+    addon.release(here); // the Socket closes it
+    const stream = new Socket({
+      fd: here,
+      readable: true,
+      writable: true,
+      readableHighWaterMark: READ_AHEAD,
+    } as SocketConstructorOpts);
+    // The machine's end of the pair disappears with its thread, whatever was still to be written.
+    stream.on('error', () => {});
+    this.#streams.push(stream);
+    return [stream, there];
+  }
+
+  /** Starts the thread, which builds the machine. @param onNotice gets what it says unasked. */
+  start(data: Omit<MachineThreadData, 'doorbell'>, onNotice: (notice: Notice) => void): void {
+    const worker = new Worker(new URL('./machine-thread.js', import.meta.url), {
+      name: 'tsvisor-machine',
+      workerData: { ...data, doorbell: this.#doorbell } satisfies MachineThreadData,
+      execArgv: [],
+    });
+    this.#worker = worker;
+    worker.on('message', (message: MachineMessage) => this.#receive(message, onNotice));
+    worker.on('error', (error) => this.#fail(crashed(error)));
+    // process.exit() waits for every Worker, and one inside KVM_RUN only leaves it when its doorbell rings.
+    const stopAtExit = () => this.#send({ command: 'stop' });
+    process.on('exit', stopAtExit);
+    this.#exited = new Promise((resolve) => {
+      worker.on('exit', (code) => {
+        process.removeListener('exit', stopAtExit);
+        this.#fail(crashed(new Error(`it exited with code ${code}`)));
+        this.#closeDescriptors();
+        resolve();
+      });
+    });
+  }
+
+  /** @throws TsvisorError ERR_MACHINE_STATE when the machine is over. */
+  request(request: Request): Promise<ControlAnswer> {
+    if (this.#failure) return Promise.reject(this.#failure);
+    if (this.#final) {
+      const why = `the machine has ended (${this.#final.end.message}): it cannot ${request.command}`;
+      return Promise.reject(new TsvisorError('ERR_MACHINE_STATE', why));
+    }
+    const pending = deferred<ControlAnswer>();
+    this.#pending.set(this.#send(request), pending);
+    return pending.promise;
+  }
+
+  /** Ends the thread, which has stopped its machine, and releases everything. */
+  async close(): Promise<void> {
+    if (!this.over) await this.request({ command: 'stop' }).catch(() => {});
+    await this.#worker?.terminate();
+    await this.#exited;
+    this.#closeDescriptors();
+    await Promise.all(this.#streams.map(destroyed));
+  }
+
+  #send(request: Request): number {
+    const id = this.#nextId++;
+    this.#worker?.postMessage({ id, ...request } satisfies ControlRequest);
+    addon.write(this.#doorbell, DOORBELL, 0, DOORBELL.length);
+    return id;
+  }
+
+  #receive(message: MachineMessage, onNotice: (notice: Notice) => void): void {
+    switch (message.type) {
+      case 'ready':
+        this.#built = true;
+        this.#ready.resolve();
+        break;
+      case 'failed': {
+        const error = errorFromData(message.error);
+        // A defect, once the machine ran, is told as what it means to the user.
+        this.#fail(this.#built && error.code === 'ERR_INTERNAL' ? crashed(error) : error);
+        break;
+      }
+      case 'reply':
+        this.#pending.get(message.id)?.resolve(message.answer);
+        this.#pending.delete(message.id);
+        break;
+      case 'ended':
+        if (this.over) break;
+        this.#final = { end: message.end, stats: message.stats };
+        this.#settle(new TsvisorError('ERR_MACHINE_STATE', `the machine has ended (${message.end.message})`));
+        this.#ended.resolve(message.end);
+        break;
+      default:
+        onNotice(message);
+    }
+  }
+
+  #fail(error: Error): void {
+    if (this.over) return;
+    this.#failure = error;
+    this.#ready.reject(error);
+    this.#ended.reject(error);
+    this.#settle(error);
+  }
+
+  #settle(error: Error): void {
+    for (const pending of this.#pending.values()) pending.reject(error);
+    this.#pending.clear();
+  }
+
+  #closeDescriptors(): void {
+    for (const fd of this.#descriptors.splice(0)) addon.close(fd);
+  }
+}
+
+function crashed(cause: Error): MachineError {
+  return new MachineError('ERR_MACHINE_CRASHED', `the machine thread died: ${cause.message}`, { cause });
+}
+
+async function destroyed(stream: Duplex): Promise<void> {
+  if (stream.destroyed) return;
+  const closed = new Promise((resolve) => stream.once('close', resolve));
+  stream.destroy();
+  await closed;
+}
