@@ -51,7 +51,7 @@ export class ConsoleTail {
   #last(length: number): string {
     const end = this.#written[0] as number;
     const copy = Buffer.alloc(length);
-    for (let i = 0; i < length; i++) copy[i] = this.#bytes[(end - length + i) % CAPACITY] as number;
+    for (let i = 0; i < length; i++) copy[i] = this.#bytes[((end - length + i) >>> 0) % CAPACITY] as number;
     return printable(copy.toString('utf8'));
   }
 }

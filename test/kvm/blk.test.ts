@@ -1,4 +1,4 @@
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { Machine, type MachineConfig } from '#dist/index.js';
@@ -179,6 +179,31 @@ describeKvm('a guest with a drive', () => {
     const { data } = rig.read(0, 16 * 512);
     expect([data[8 * 512 - 1], data[8 * 512], data[8 * 512 + 1], data[9 * 512]]).toEqual([5, 77, 0, 5]);
     rig.close();
+  });
+
+  test('whose image becomes shorter sees I/O errors, or the machine ends', async () => {
+    // Reads its last sector until that fails; the status is the exit code.
+    const kernel = guestProgram(`${DRIVER}
+    again:
+      mov eax, 0
+      mov ebx, 127
+      call request
+      cmp al, 0
+      je again
+      out DEBUG_EXIT, al`);
+    const ends = [];
+    for (const onError of ['report', 'end'] as const) {
+      const file = image();
+      await using machine = await Machine.create({ kernel, memory: 4 * MiB, drives: [{ file, onError }] });
+      const errors: unknown[] = [];
+      machine.on('driveError', (error) => errors.push(error));
+      await machine.start();
+      truncateSync(file, 512);
+      ends.push(await machine.wait());
+      expect(errors).toEqual([{ drive: 0, message: `blk0 (${file}): reading 512 bytes at 65024 failed with EIO` }]);
+    }
+    expect(ends[0]).toMatchObject({ reason: 'guest-exit', code: 1 });
+    expect(ends[1]).toMatchObject({ reason: 'drive-failure', message: expect.stringContaining('EIO') });
   });
 
   test('that is stopped in the middle of everything leaves no descriptor, lock or thread', async () => {

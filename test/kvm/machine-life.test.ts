@@ -1,0 +1,144 @@
+import { on, once } from 'node:events';
+import { setTimeout as delay } from 'node:timers/promises';
+import { expect, test } from 'vitest';
+import { Machine, type MachineConfig, type MachineState } from '#dist/index.js';
+import { guestProgram } from '../support/guest-program.js';
+import { describeKvm } from '../support/kvm.js';
+import { resources } from '../support/process-resources.js';
+
+const MiB = 2 ** 20;
+
+/** Prints a text on ttyS0; clobbers registers. */
+const print = (text: string) => `
+  lea rsi, [rip + 9f]
+  mov ecx, ${Buffer.byteLength(text)}
+1:
+  mov dx, SERIAL + 5
+2:
+  in al, dx
+  test al, 0x20
+  jz 2b
+  mov dx, SERIAL
+  lodsb
+  out dx, al
+  loop 1b
+  jmp 8f
+9: .byte ${[...Buffer.from(text)].join()}
+8:`;
+
+const RESET = 'mov al, 0xfe; out I8042, al';
+const SPIN = 'spin: jmp spin';
+
+const create = (assembly: string, config: Partial<MachineConfig> = {}, options = {}) =>
+  Machine.create({ kernel: guestProgram(assembly), memory: 4 * MiB, ...config }, options);
+
+describeKvm('a guest whose kernel panics', () => {
+  const PANIC = '[    1.234567] Kernel panic - not syncing: no \x1b[1mreason\n';
+
+  test('ends the machine, which says why, also where a reset would boot it again', async () => {
+    await using machine = await create(`${print(`hello\n${PANIC}trace\n`)} ${RESET}`);
+    await machine.start();
+    expect(await machine.wait()).toEqual({
+      reason: 'guest-panic',
+      code: null,
+      message: 'the guest’s kernel panicked: no reason',
+    });
+    expect(machine.consoleTail(3).split('\n')).toEqual(['hello', PANIC.replace('\x1b[1m', '').trim(), 'trace']);
+    expect(machine.state).toBe('ended');
+  });
+
+  test('is told from one that only mentions it', async () => {
+    const text = 'grep: Kernel panic - not syncing: no\n';
+    await using machine = await create(`${print(text)} ${RESET}`, { onReset: 'end' });
+    await machine.start();
+    expect(await machine.wait()).toMatchObject({ reason: 'guest-reset' });
+  });
+});
+
+describeKvm('a machine', () => {
+  test('tells its state, at once and by events', async () => {
+    await using machine = await create(SPIN);
+    const states: MachineState[] = [];
+    machine.on('state', (state) => states.push(state));
+    expect(machine.state).toBe('created');
+    const ended = once(machine, 'end');
+    await machine.start();
+    expect(machine.state).toBe('running');
+    await machine.pause();
+    expect(machine.state).toBe('paused');
+    await machine.resume();
+    await machine.stop();
+    expect(states).toEqual(['running', 'paused', 'running', 'ended']);
+    expect(await ended).toEqual([{ reason: 'stopped', code: null, message: 'the machine was stopped' }]);
+  });
+
+  test('tells of each reset of its guest', async () => {
+    await using machine = await create(RESET);
+    const resets = on(machine, 'reset', { signal: AbortSignal.timeout(30_000) });
+    await machine.start();
+    for (let i = 0; i < 3; i++) await resets.next();
+    await machine.stop();
+  });
+
+  test('counts what it does', async () => {
+    await using machine = await create('again: in al, 0x80; jmp again');
+    expect((await machine.metrics()).phases.firstEntry).toBeUndefined();
+    await machine.start();
+    await delay(20);
+    const { state, exits, phases } = await machine.metrics();
+    expect(state).toBe('running');
+    expect(exits.io).toBeGreaterThan(10);
+    expect(phases.firstEntry).toBeGreaterThan(phases.kernelLoaded as number);
+    await machine.stop();
+    expect((await machine.metrics()).state).toBe('ended');
+  });
+
+  test('that nobody watches prints as much as it likes; who asks later gets what was printed last', async () => {
+    const rounds = 150;
+    const line = `${'-'.repeat(998)}.\n`;
+    await using machine = await create(`
+      mov ebx, ${rounds}
+    more:
+      ${print(line)}
+      dec ebx
+      jnz more
+      ${print('the end\n')}
+      ${SPIN}`);
+    await machine.start();
+    while (!machine.consoleTail(1).endsWith('the end')) await delay(20);
+    let text = '';
+    machine.serial.setEncoding('latin1').on('data', (chunk: string) => {
+      text += chunk;
+    });
+    while (!text.endsWith('the end\n')) await delay(20);
+    expect(text.length).toBeLessThan(rounds * line.length);
+  });
+});
+
+describeKvm('an AbortSignal', () => {
+  test('that is aborted already makes no machine', async () => {
+    const reason = new Error('not today');
+    await expect(create(SPIN, {}, { signal: AbortSignal.abort(reason) })).rejects.toBe(reason);
+  });
+
+  test('keeps a machine from being made, and leaves nothing behind', async () => {
+    await (await create(SPIN)).close();
+    const before = resources();
+    const reason = new Error('changed my mind');
+    const controller = new AbortController();
+    const made = create(SPIN, {}, { signal: controller.signal });
+    setTimeout(() => controller.abort(reason), 5);
+    await expect(made).rejects.toBe(reason);
+    const after = resources();
+    expect(after.descriptors).toBe(before.descriptors);
+    expect(after.threads).toBe(before.threads);
+  });
+
+  test('ends a machine that runs', async () => {
+    const controller = new AbortController();
+    await using machine = await create(SPIN, {}, { signal: controller.signal });
+    await machine.start();
+    controller.abort();
+    expect(await machine.wait()).toMatchObject({ reason: 'stopped' });
+  });
+});
