@@ -1,7 +1,7 @@
 import { constants } from 'node:os';
 import { addon } from '../kvm/addon.js';
 import type { FdEvents } from '../machine/fd-events.js';
-import { type NetBackend, Offload, type SendResult } from '../virtio/net/backend.js';
+import type { NetBackend, SendResult } from '../virtio/net/backend.js';
 import type { Segments } from '../virtio/segments.js';
 import {
   encodeOffloads,
@@ -17,11 +17,11 @@ const { EAGAIN } = constants.errno;
 const MAX_MESSAGE = LENGTH_SIZE + MAX_FRAME_LENGTH;
 
 /**
- * A network whose host side is at the other end of a non-blocking stream socket: the user-mode network on the main
- * thread. Messages are those of frame-stream-format.ts.
+ * A network whose host side is at the other end of a non-blocking stream socket: on the main thread, the user-mode
+ * network or a FramePort. Messages are those of frame-stream-format.ts.
  */
 export class FrameStream implements NetBackend, Disposable {
-  readonly offloads = Offload.checksum | Offload.tso4;
+  readonly offloads: number;
   readonly mtu = undefined;
   onReadable = () => {};
   onWritable = () => {};
@@ -45,9 +45,13 @@ export class FrameStream implements NetBackend, Disposable {
   /** What is still to be told of the guest's offloads: after what is in #out, before any frame. */
   #announcement: number | undefined;
 
-  /** @param fd stays its opener's. */
-  constructor(fd: number, events: FdEvents) {
+  /**
+   * @param fd stays its opener's.
+   * @param offloads what the other end and the guest may leave to each other.
+   */
+  constructor(fd: number, events: FdEvents, offloads: number) {
     this.#fd = fd;
+    this.offloads = offloads;
     this.#readiness = new Readiness(
       fd,
       events,

@@ -25,7 +25,7 @@ export interface DriveConfig {
   readonly onError?: 'report' | 'end';
 }
 
-/** A virtio-net device: a tap of the host, or the user-mode network. */
+/** A virtio-net device: a tap of the host, the user-mode network, or frames that the program itself carries. */
 export type NetworkConfig = (
   | {
       readonly type: 'tap';
@@ -38,6 +38,10 @@ export type NetworkConfig = (
       readonly hostForwards?: readonly HostForward[];
       /** Asked for each new TCP connection, UDP flow and DNS question of the guest; false refuses it. */
       readonly allow?: (flow: Flow) => boolean | Promise<boolean>;
+    }
+  | {
+      /** `machine.frames(index)` is the other end of the cable. */
+      readonly type: 'frames';
     }
 ) & {
   /** MAC address, `52:54:00:12:34:56`; default one of its own for each device of the machine. */
@@ -63,7 +67,8 @@ export interface ResolvedDrive {
 
 export interface ResolvedNetwork {
   readonly mac: string;
-  /** The tap's name; undefined for the user-mode network, whose host side is on the main thread. */
+  readonly type: NetworkConfig['type'];
+  /** The tap's name; undefined for others, whose host side is on the main thread. */
   readonly tap: string | undefined;
 }
 
@@ -154,14 +159,14 @@ function resolveNetwork(network: NetworkConfig, index: number): ResolvedNetwork 
   if (typeof mac !== 'string' || !MAC.test(mac))
     throw new UsageError(`${field}.mac: '${mac}' is not like 52:54:00:12:34:56`);
   if (Number.parseInt(mac.slice(0, 2), 16) & 1) throw new UsageError(`${field}.mac: ${mac} is a group address`);
-  if (type === 'user') return { mac, tap: undefined };
-  if (type !== 'tap') throw new UsageError(`${field}.type: ${type} is not tap or user`);
+  if (type === 'user' || type === 'frames') return { mac, type, tap: undefined };
+  if (type !== 'tap') throw new UsageError(`${field}.type: ${type} is not tap, user or frames`);
   const { name } = network;
   // The kernel's dev_valid_name: at most 15 bytes, no slash, colon or blank.
   if (typeof name !== 'string' || !/^[^/:\s\0%]{1,15}$/.test(name) || name === '.' || name === '..') {
     throw new UsageError(`${field}.name: '${name}' is not the name of a network interface`);
   }
-  return { mac, tap: name };
+  return { mac, type, tap: name };
 }
 
 function resolvePorts(ports: readonly ConsolePortConfig[]): Required<ConsolePortConfig>[] {

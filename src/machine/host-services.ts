@@ -5,7 +5,7 @@ import { FrameStream } from '../backends/frame-stream.js';
 import { PortStream } from '../backends/port-stream.js';
 import { Tap } from '../backends/tap/tap.js';
 import { addon, type RunHost } from '../kvm/addon.js';
-import type { NetBackend } from '../virtio/net/backend.js';
+import { type NetBackend, Offload } from '../virtio/net/backend.js';
 import { ConsoleTail } from './console-tail.js';
 import { type MachineEnd, now } from './end.js';
 import { FdEvents } from './fd-events.js';
@@ -50,10 +50,11 @@ export class HostServices implements Disposable {
     this.#post = post;
     try {
       this.drives.push(...openDrives(data.config.drives));
-      data.config.networks.forEach(({ tap }, index) => {
+      data.config.networks.forEach(({ type, tap }, index) => {
         const { events, networks } = this;
+        const offloads = type === 'user' ? Offload.checksum | Offload.tso4 : 0;
         networks.push(
-          tap === undefined ? new FrameStream(data.networks[index] as number, events) : new Tap(tap, events),
+          tap === undefined ? new FrameStream(data.networks[index] as number, events, offloads) : new Tap(tap, events),
         );
       });
     } catch (error) {

@@ -1,5 +1,6 @@
 import { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
+import { FramePort } from '../backends/frame-port.js';
 import type { ConsoleSize } from '../backends/port-stream.js';
 import type { HostForward } from '../backends/user-network/host-forward.js';
 import { TsvisorError, UsageError } from '../errors.js';
@@ -57,6 +58,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   /** Consoles that the program has not asked for. */
   readonly #unread = new Map<Duplex, () => void>();
   readonly #networks: UserNetworks;
+  readonly #frames = new Map<number, FramePort>();
   readonly #consoleTail = new ConsoleTail();
   readonly #ended: Promise<MachineEnd>;
   #state: MachineState = 'created';
@@ -74,10 +76,11 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
       consolePorts.push(there);
       return { name, console, stream };
     });
-    const networkStreams = config.networks.map(({ tap }, index) => {
-      if (tap !== undefined) return undefined;
+    const networkStreams = config.networks.map(({ type }, index) => {
+      if (type === 'tap') return undefined;
       const [stream, there] = link.openStream();
-      networks.attach(index, stream);
+      if (type === 'user') networks.attach(index, stream);
+      else this.#frames.set(index, new FramePort(stream));
       return there;
     });
     for (const stream of [serial, ...this.#ports.filter((port) => port.console).map((port) => port.stream)]) {
@@ -210,6 +213,16 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
       command: 'resize',
       resize: { port: this.#ports.indexOf(entry), size: { rows, columns } },
     });
+  }
+
+  /**
+   * The other end of the cable of a network card of type `frames`: an object stream of Ethernet frames (Uint8Array).
+   * @param index in the configuration's `networks`. @throws UsageError if that is none of that type.
+   */
+  frames(index = 0): Duplex {
+    const port = this.#frames.get(index);
+    if (!port) throw new UsageError(`networks[${index}] is not of type frames`);
+    return port;
   }
 
   /** Counters and times; also of a machine that has ended. */

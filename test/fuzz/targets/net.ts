@@ -280,7 +280,7 @@ class StreamSubject extends NetSubject {
     const events = new ManualEvents();
     const clogged = random.chance(25);
     const { device, host } = sockets(clogged);
-    const backend = new FrameStream(device, events.events);
+    const backend = new FrameStream(device, events.events, Offload.checksum | Offload.tso4);
     super(random, backend, io, transmits, clogged);
     this.#backend = backend;
     this.#events = events;

@@ -4,6 +4,7 @@ import { FrameStreamDecoder, LENGTH_SIZE, putFrameLength } from '#dist/backends/
 import { addon } from '#dist/kvm/addon.js';
 import { feature } from '#dist/virtio/device.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
+import { Offload } from '#dist/virtio/net/backend.js';
 import { frame, header, join, NetRig, RX, TX } from './rig.js';
 
 const EAGAIN = 11;
@@ -65,7 +66,7 @@ beforeEach(() => {
   const pair = addon.socketpair() as [number, number];
   machineEnd = pair[1];
   peer = new Peer(pair[0]);
-  stream = new FrameStream(machineEnd, rig.events);
+  stream = new FrameStream(machineEnd, rig.events, Offload.checksum | Offload.tso4);
 });
 afterEach(() => {
   stream[Symbol.dispose]();
