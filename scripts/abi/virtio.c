@@ -8,6 +8,7 @@
 #include <linux/virtio_net.h>
 #include <linux/virtio_ring.h>
 #include <linux/virtio_types.h>
+#include <linux/virtio_vsock.h>
 #include <linux/fs.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
@@ -77,6 +78,17 @@ int main(void) {
   N(VIRTIO_CONSOLE_PORT_NAME);
   BEGIN(virtio_console_config) F(cols) F(rows) F(max_nr_ports) F(emerg_wr) END()
   BEGIN(virtio_console_control) F(id) F(event) F(value) END()
+
+  COMMENT("Socket device (section 5.10).");
+  N(VIRTIO_VSOCK_TYPE_STREAM); N(VIRTIO_VSOCK_OP_INVALID); N(VIRTIO_VSOCK_OP_REQUEST); N(VIRTIO_VSOCK_OP_RESPONSE);
+  N(VIRTIO_VSOCK_OP_RST); N(VIRTIO_VSOCK_OP_SHUTDOWN); N(VIRTIO_VSOCK_OP_RW); N(VIRTIO_VSOCK_OP_CREDIT_UPDATE);
+  N(VIRTIO_VSOCK_OP_CREDIT_REQUEST); N(VIRTIO_VSOCK_SHUTDOWN_RCV); N(VIRTIO_VSOCK_SHUTDOWN_SEND);
+  N(VIRTIO_VSOCK_EVENT_TRANSPORT_RESET);
+  BEGIN(virtio_vsock_config) F(guest_cid) END()
+  BEGIN(virtio_vsock_event) F(id) END()
+  BEGIN(virtio_vsock_hdr)
+  F(src_cid) F(dst_cid) F(src_port) F(dst_port) F(len) F(type) F(op) F(flags) F(buf_alloc) F(fwd_cnt)
+  END()
 
   COMMENT("Taps (Documentation/networking/tuntap.rst).");
   N(TUNSETIFF); N(TUNGETFEATURES); N(TUNSETOFFLOAD); N(TUNSETVNETHDRSZ); N(TUNSETPERSIST); N(IFF_TAP); N(IFF_NO_PI);

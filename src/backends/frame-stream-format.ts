@@ -2,7 +2,8 @@
  * What a virtio-net device and the host side of its network say to each other over a byte stream. A message is a
  * big-endian 32-bit word and then a body. The word's top bit clear: the word is the length of a frame, which is a
  * virtio_net_hdr_v1 (virtio 1.2 section 5.1.6) and an Ethernet frame without its FCS. Top bit set: the other bits are the
- * length of a control message, whose first byte is its type; only the device sends those.
+ * length of a control message, whose first byte is its type; only the device sends those. (vsock has messages of the
+ * same form: see vsock/packet.ts.)
  */
 
 /** Bytes of the word before each message. */
@@ -53,7 +54,7 @@ export function encodeOffloads(mask: number): Uint8Array {
 }
 
 export interface FrameStreamSink {
-  /** A frame, at most MAX_FRAME_LENGTH bytes; it may be too short to be one. */
+  /** A frame, not longer than the decoder allows; it may be too short to be one. */
   frame(bytes: Uint8Array): void;
   /** A control message, type byte included. */
   control(bytes: Uint8Array): void;
@@ -63,6 +64,7 @@ export interface FrameStreamSink {
 export class FrameStreamDecoder {
   readonly #sink: FrameStreamSink;
   readonly #allocate: (length: number) => Uint8Array;
+  readonly #longest: number;
   /** The bytes of a length word so far, and how many of them there are. */
   #word = 0;
   #wordBytes = 0;
@@ -71,10 +73,18 @@ export class FrameStreamDecoder {
   #partialLength = 0;
   #broken = false;
 
-  /** @param allocate memory for a message that spans chunks; it is used until the message was passed on. */
-  constructor(sink: FrameStreamSink, allocate: (length: number) => Uint8Array = Buffer.allocUnsafeSlow) {
+  /**
+   * @param allocate memory for a message that spans chunks; it is used until the message was passed on.
+   * @param longest bytes of a frame.
+   */
+  constructor(
+    sink: FrameStreamSink,
+    allocate: (length: number) => Uint8Array = Buffer.allocUnsafeSlow,
+    longest = MAX_FRAME_LENGTH,
+  ) {
     this.#sink = sink;
     this.#allocate = allocate;
+    this.#longest = longest;
   }
 
   /** Takes the next bytes. @returns false when the stream is broken: a length cannot be right. It stays so. */
@@ -84,7 +94,7 @@ export class FrameStreamDecoder {
       if (this.#wordBytes < LENGTH_SIZE) {
         this.#word = ((this.#word << 8) | (chunk[at++] as number)) >>> 0;
         if (++this.#wordBytes < LENGTH_SIZE) continue;
-        this.#broken = this.#length > (this.#isControl ? MAX_CONTROL_LENGTH : MAX_FRAME_LENGTH);
+        this.#broken = this.#length > (this.#isControl ? MAX_CONTROL_LENGTH : this.#longest);
         if (this.#broken || this.#length > 0) continue;
       }
       at += this.#body(chunk, at);

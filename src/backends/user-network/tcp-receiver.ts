@@ -1,5 +1,5 @@
 import type { Duplex } from 'node:stream';
-import { ByteQueue } from './byte-queue.js';
+import { ByteQueue } from '../byte-queue.js';
 import type { TcpMemory } from './tcp-memory.js';
 import { LINK_MSS, sequenceDifference } from './tcp-segments.js';
 import type { Tuning } from './tuning.js';

@@ -1,6 +1,6 @@
+import type { ByteQueue } from '../byte-queue.js';
 import { GsoType, GuestOffload, NetHeader } from '../frame-stream-format.js';
 import { MTU } from './addresses.js';
-import type { ByteQueue } from './byte-queue.js';
 import { put16, put32, u16, u32 } from './bytes.js';
 import { fold, pseudoHeaderSum, sum16 } from './checksum.js';
 import type { Counters } from './counters.js';

@@ -1,4 +1,4 @@
-import { ByteQueue } from './byte-queue.js';
+import { ByteQueue } from '../byte-queue.js';
 import type { TcpMemory } from './tcp-memory.js';
 import { type Segment, sequenceDifference } from './tcp-segments.js';
 import type { Tuning } from './tuning.js';

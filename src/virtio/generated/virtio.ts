@@ -185,6 +185,44 @@ export const virtio_console_control = {
   value: 6,
 } as const;
 
+// Socket device (section 5.10).
+export const VIRTIO_VSOCK_TYPE_STREAM = 1;
+export const VIRTIO_VSOCK_OP_INVALID = 0;
+export const VIRTIO_VSOCK_OP_REQUEST = 1;
+export const VIRTIO_VSOCK_OP_RESPONSE = 2;
+export const VIRTIO_VSOCK_OP_RST = 3;
+export const VIRTIO_VSOCK_OP_SHUTDOWN = 4;
+export const VIRTIO_VSOCK_OP_RW = 5;
+export const VIRTIO_VSOCK_OP_CREDIT_UPDATE = 6;
+export const VIRTIO_VSOCK_OP_CREDIT_REQUEST = 7;
+export const VIRTIO_VSOCK_SHUTDOWN_RCV = 1;
+export const VIRTIO_VSOCK_SHUTDOWN_SEND = 2;
+export const VIRTIO_VSOCK_EVENT_TRANSPORT_RESET = 0;
+
+export const virtio_vsock_config = {
+  sizeof: 8,
+  guest_cid: 0,
+} as const;
+
+export const virtio_vsock_event = {
+  sizeof: 4,
+  id: 0,
+} as const;
+
+export const virtio_vsock_hdr = {
+  sizeof: 44,
+  src_cid: 0,
+  dst_cid: 8,
+  src_port: 16,
+  dst_port: 20,
+  len: 24,
+  type: 28,
+  op: 30,
+  flags: 32,
+  buf_alloc: 36,
+  fwd_cnt: 40,
+} as const;
+
 // Taps (Documentation/networking/tuntap.rst).
 export const TUNSETIFF = 1074025674;
 export const TUNGETFEATURES = 2147767503;

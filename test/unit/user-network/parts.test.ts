@@ -1,11 +1,11 @@
 import { describe, expect, test } from 'vitest';
+import { ByteQueue } from '#dist/backends/byte-queue.js';
 import {
   encodeOffloads,
   FrameStreamDecoder,
   MAX_FRAME_LENGTH,
   putFrameLength,
 } from '#dist/backends/frame-stream-format.js';
-import { ByteQueue } from '#dist/backends/user-network/byte-queue.js';
 import { fold, sum16 } from '#dist/backends/user-network/checksum.js';
 import { Random } from '../../kvm/assist/random.js';
 import { checksum } from './packets.js';
