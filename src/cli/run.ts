@@ -166,6 +166,7 @@ function report(stats: MachineStats, end: MachineEnd, code: number): object {
     milestones: since(stats.milestones),
     exits: stats.exits,
     assists: stats.assists,
+    devices: stats.devices,
     peakRssBytes: process.resourceUsage().maxRSS * 1024,
     end: { reason: end.reason, code, message: end.message },
   };

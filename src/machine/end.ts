@@ -32,6 +32,8 @@ export interface MachineStats {
   readonly exits: Readonly<Record<string, number>>;
   /** What the nested-KVM assist did, by kind. */
   readonly assists: Readonly<Record<string, number>>;
+  /** What each virtio device counts since its guest's last power-on: notifications, interrupts, and of its own. */
+  readonly devices: Readonly<Record<string, Readonly<Record<string, number>>>>;
 }
 
 /** Milliseconds on CLOCK_MONOTONIC: the same for every thread of this process. */

@@ -6,6 +6,8 @@ const EXIT_REASONS = 64;
 
 /** Counters and time stamps of one machine. Counting allocates nothing. */
 export class Statistics {
+  /** Those that count for themselves, by name. */
+  readonly devices = new Map<string, { readonly counters: Readonly<Record<string, number>> }>();
   readonly #exits = new Float64Array(EXIT_REASONS);
   readonly #assists = new Map<string, number>();
   readonly #milestones: Record<string, number> = {};
@@ -38,6 +40,7 @@ export class Statistics {
       milestones: { ...this.#milestones },
       exits,
       assists: Object.fromEntries(this.#assists),
+      devices: Object.fromEntries([...this.devices].map(([name, { counters }]) => [name, counters])),
     };
   }
 }

@@ -30,6 +30,7 @@ export interface VirtioParts {
 /** Puts every virtio device on the bus, in the order of their slots. */
 export function addVirtioDevices(mmio: Bus, vm: VmFd, parts: VirtioParts): void {
   const { memory, host } = parts;
+  host.statistics.devices.clear();
   makeDevices(parts).forEach((device, index) => {
     const { base, length, gsi } = virtioSlot(index);
     const transport = new VirtioMmio(device, {
@@ -38,6 +39,7 @@ export function addVirtioDevices(mmio: Bus, vm: VmFd, parts: VirtioParts): void 
       broken: (what) => host.guestWarning(what),
     });
     mmio.add(base, length, transport);
+    host.statistics.devices.set(device.name, transport);
   });
 }
 

@@ -30,6 +30,8 @@ export interface VirtioDevice {
   readonly queueSizes: readonly number[];
   /** Features of the device itself, as bits; those of the transport and the rings are not its business. */
   readonly features: bigint;
+  /** What it did since power-on: numbers by name, for metrics. */
+  readonly counters?: object;
   /**
    * Whether a set of features can be worked with, beyond each being offered: the rules of the device's section on bits
    * that require others. Absent: all can.

@@ -101,17 +101,21 @@ const POWER_OFF = `
   mov al, 0x34
   out dx, al`;
 
-async function run(assembly: string, config: Partial<MachineConfig>) {
+async function runWithMetrics(assembly: string, config: Partial<MachineConfig>) {
   const kernel = guestProgram(DRIVER + assembly);
   await using machine = await Machine.create({ kernel, memory: 4 * MiB, serial: false, ...config });
   await machine.start();
-  return await machine.wait();
+  return { end: await machine.wait(), metrics: await machine.metrics() };
+}
+
+async function run(assembly: string, config: Partial<MachineConfig>) {
+  return (await runWithMetrics(assembly, config)).end;
 }
 
 describeKvm('a guest with a drive', () => {
   test('reads, writes and flushes it; the image is complete when the machine has ended', async () => {
     const file = image((bytes) => bytes.fill(41, 512, 1024));
-    const end = await run(
+    const { end, metrics } = await runWithMetrics(
       `
       mov eax, 0
       mov ebx, 1
@@ -129,6 +133,8 @@ describeKvm('a guest with a drive', () => {
       { drives: [{ file }] },
     );
     expect(end).toMatchObject({ reason: 'guest-exit', code: 42 });
+    expect(metrics.devices.blk0).toMatchObject({ notifications: 3, interrupts: 1, errors: 0 });
+    expect(metrics.devices.blk0).toMatchObject({ reads: 1, readBytes: 512, writes: 1, writtenBytes: 512, flushes: 1 });
     const bytes = readFileSync(file);
     expect([...bytes.subarray(3 * 512 - 1, 3 * 512 + 2), bytes[4 * 512 - 1], bytes[4 * 512]]).toEqual([
       0, 42, 41, 41, 0,

@@ -36,6 +36,17 @@ export interface BlkOptions {
   readonly failed: (message: string) => void;
 }
 
+/** What a drive did; bytes are those of completed requests. */
+export class BlkCounters {
+  reads = 0;
+  readBytes = 0;
+  writes = 0;
+  writtenBytes = 0;
+  flushes = 0;
+  /** Requests that the host could not serve. */
+  errors = 0;
+}
+
 /**
  * Block device (virtio 1.2 section 5.2) of one queue. Requests are served in any order, as many at a time as the queue
  * holds; their data goes between the disk and guest memory without a copy.
@@ -45,6 +56,7 @@ export class Blk implements VirtioDevice {
   readonly type = abi.VIRTIO_ID_BLOCK;
   readonly queueSizes = [QUEUE_SIZE];
   readonly features: bigint;
+  readonly counters = new BlkCounters();
   readonly disk: Disk;
   readonly id: Uint8Array;
   readonly #config: Uint8Array;
@@ -166,6 +178,7 @@ export class Blk implements VirtioDevice {
 
   /** The host could not do what a request asked for. */
   failed(what: string, errno: number): void {
+    this.counters.errors++;
     this.#onFailed(`${this.name} (${this.disk.path}): ${what} failed with ${errnoName(errno)}`);
   }
 }

@@ -136,9 +136,23 @@ export class BlkRequest implements IoRequest {
     }
     if (outcome === PENDING) return true;
     if (outcome < 0 && outcome !== -ECANCELED) this.#device.failed(this.#describe(), -outcome);
-    if (outcome === 0 && this.#type === abi.VIRTIO_BLK_T_IN) this.#filled = this.#data.length;
+    if (outcome === 0) this.#count();
     this.#complete(this.#chain as DescriptorChain, outcome === 0 ? OK : IOERR);
     return false;
+  }
+
+  #count(): void {
+    const { counters } = this.#device;
+    if (this.#type === abi.VIRTIO_BLK_T_IN) {
+      this.#filled = this.#data.length;
+      counters.reads++;
+      counters.readBytes += this.#data.length;
+    } else if (this.#type === abi.VIRTIO_BLK_T_OUT) {
+      counters.writes++;
+      counters.writtenBytes += this.#data.length;
+    } else if (this.#type === abi.VIRTIO_BLK_T_FLUSH) {
+      counters.flushes++;
+    }
   }
 
   #operate(index: number): number {

@@ -61,6 +61,8 @@ export class VirtioMmio implements BusDevice {
   #active: Virtqueue[] = [];
   #interruptStatus = 0;
   #configGeneration = 0;
+  #notifications = 0;
+  #interrupts = 0;
 
   constructor(device: VirtioDevice, host: TransportHost) {
     this.name = `virtio ${device.name}`;
@@ -68,6 +70,11 @@ export class VirtioMmio implements BusDevice {
     this.#host = host;
     this.#offered = device.features | TRANSPORT_FEATURES;
     this.#queues = this.#freshQueues();
+  }
+
+  /** What happened since power-on: the device's own counters too. */
+  get counters(): Readonly<Record<string, number>> {
+    return { notifications: this.#notifications, interrupts: this.#interrupts, ...this.device.counters };
   }
 
   read(offset: number, data: Uint8Array): void {
@@ -92,8 +99,10 @@ export class VirtioMmio implements BusDevice {
     if (data.length !== 4 || offset & 3) return;
     const value =
       ((data[0] as number) | ((data[1] as number) << 8) | ((data[2] as number) << 16)) + (data[3] as number) * 2 ** 24;
-    if (offset === abi.VIRTIO_MMIO_QUEUE_NOTIFY) this.#notify(value);
-    else if (offset === abi.VIRTIO_MMIO_INTERRUPT_ACK) this.#setInterruptStatus(this.#interruptStatus & ~value);
+    if (offset === abi.VIRTIO_MMIO_QUEUE_NOTIFY) {
+      this.#notifications++;
+      this.#notify(value);
+    } else if (offset === abi.VIRTIO_MMIO_INTERRUPT_ACK) this.#setInterruptStatus(this.#interruptStatus & ~value);
     else this.#setRegister(offset, value);
   }
 
@@ -291,6 +300,7 @@ export class VirtioMmio implements BusDevice {
     if (status === this.#interruptStatus) return;
     const wasHigh = this.#interruptStatus !== 0;
     this.#interruptStatus = status;
+    if (!wasHigh) this.#interrupts++;
     if (wasHigh !== (status !== 0)) this.#host.interrupt.set(status !== 0);
   }
 
