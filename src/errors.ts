@@ -28,7 +28,7 @@ export type ErrorCode =
   | 'ERR_GUEST_FILE' // a file operation failed in the guest
   | 'ERR_TIMEOUT' // it took longer than the caller allows
   | 'ERR_DEVICE' // a user's device cannot be loaded or broke its contract
-  | 'ERR_BUILD' // building a guest image failed
+  | 'ERR_BUILD' // a guest image cannot be built, or the native addon is not compiled
   | 'ERR_INTERNAL'; // a defect of tsvisor
 
 /** Base of every error that tsvisor throws on purpose: one line, naming the thing, what is wrong, and the remedy. */

@@ -1,4 +1,5 @@
 import { createRequire } from 'node:module';
+import { TsvisorError } from '../errors.js';
 
 /** Bytes for the kernel to read or write. */
 export type Bytes = Uint8Array | DataView | BigUint64Array | Uint32Array | ArrayBuffer;
@@ -80,4 +81,13 @@ export interface Addon {
 
 const require = createRequire(import.meta.url);
 
-export const addon: Addon = require('../../addon/build/Release/tsvisor.node');
+function load(): Addon {
+  try {
+    return require('../../addon/build/Release/tsvisor.node');
+  } catch (cause) {
+    const remedy = 'run `npm rebuild tsvisor`, without --ignore-scripts';
+    throw new TsvisorError('ERR_BUILD', `the native addon is not compiled for this host; ${remedy}`, { cause });
+  }
+}
+
+export const addon: Addon = load();
