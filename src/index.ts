@@ -3,6 +3,9 @@
 export type { ConsoleSize } from './backends/port-stream.js';
 export type { Flow } from './backends/user-network/flow.js';
 export type { HostForward } from './backends/user-network/host-forward.js';
+export type { VsockListener } from './backends/vsock/listener.js';
+export type { VsockStream } from './backends/vsock/stream.js';
+export type { Vsock, VsockConnectOptions } from './backends/vsock/vsock.js';
 export {
   AgentError,
   DeviceError,
@@ -19,7 +22,7 @@ export {
   VsockError,
 } from './errors.js';
 export type { MachineConfig } from './machine/config.js';
-export type { ConsolePortConfig, DriveConfig, NetworkConfig } from './machine/device-config.js';
+export type { ConsolePortConfig, DriveConfig, NetworkConfig, VsockConfig } from './machine/device-config.js';
 export type { EndReason, MachineEnd, MachineStats } from './machine/end.js';
 export { Machine, type MachineOptions } from './machine/machine.js';
 export type { MachineState } from './machine/messages.js';

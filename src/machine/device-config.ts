@@ -72,12 +72,30 @@ export interface ResolvedNetwork {
   readonly tap: string | undefined;
 }
 
+/** The virtio-vsock device: sockets between host and guest. */
+export interface VsockConfig {
+  /** The guest's address, 3 to 2^32 - 2; default 3. */
+  readonly cid?: number;
+  /**
+   * Path of a Unix socket to make, for other processes of this user, as Firecracker's: a client sends `CONNECT <port>`
+   * and a newline, and gets `OK <port>` and a newline. Connections of the guest to a port P of the host that has no
+   * listener go to the Unix socket at this path with `_P` after it.
+   */
+  readonly socket?: string;
+}
+
+export interface ResolvedVsock {
+  readonly cid: number;
+  readonly socket: string | undefined;
+}
+
 /** The virtio devices of a machine, every default filled in. */
 export interface DeviceConfig {
   readonly drives: readonly ResolvedDrive[];
   readonly networks: readonly ResolvedNetwork[];
   readonly consolePorts: readonly Required<ConsolePortConfig>[];
   readonly rng: { readonly bytesPerSecond: number } | undefined;
+  readonly vsock: ResolvedVsock | undefined;
   readonly acpi: 'auto' | 'on' | 'off';
 }
 
@@ -91,6 +109,8 @@ export interface DeviceOptions {
   readonly consolePorts?: readonly ConsolePortConfig[];
   /** The entropy device, at most so many bytes a second (`true`: 64 KiB); default none. */
   readonly rng?: boolean | { readonly bytesPerSecond: number };
+  /** The socket device, for `machine.vsock`; default none. */
+  readonly vsock?: boolean | VsockConfig;
   /**
    * How the guest finds its devices: by ACPI tables alone (`on`), by the MP table and virtio_mmio.device= on the kernel's
    * command line alone (`off`), or by whichever it knows (`auto`, default).
@@ -98,6 +118,7 @@ export interface DeviceOptions {
   readonly acpi?: 'auto' | 'on' | 'off';
 }
 
+const DEFAULT_CID = 3;
 const DEFAULT_RNG_RATE = 65_536;
 const MAX_DRIVE_ID = 20;
 /** virtio-console numbers its ports with 16 bits; a machine needs few, and each has two queues. */
@@ -114,6 +135,7 @@ export function resolveDevices(options: DeviceOptions): DeviceConfig {
     networks: networks.map(resolveNetwork),
     consolePorts: resolvePorts(consolePorts),
     rng: resolveRng(options.rng),
+    vsock: resolveVsock(options.vsock),
     acpi,
   };
   const count = virtioDeviceCount(resolved);
@@ -124,8 +146,8 @@ export function resolveDevices(options: DeviceOptions): DeviceConfig {
 }
 
 /** How many virtio devices a machine has: they take the slots of layout.ts in order. */
-export function virtioDeviceCount({ drives, networks, consolePorts, rng }: DeviceConfig): number {
-  return drives.length + networks.length + (consolePorts.length > 0 ? 1 : 0) + (rng ? 1 : 0);
+export function virtioDeviceCount({ drives, networks, consolePorts, rng, vsock }: DeviceConfig): number {
+  return drives.length + networks.length + (consolePorts.length > 0 ? 1 : 0) + (rng ? 1 : 0) + (vsock ? 1 : 0);
 }
 
 function resolveDrive(drive: DriveConfig, index: number): ResolvedDrive {
@@ -191,4 +213,17 @@ function resolveRng(rng: DeviceOptions['rng']): { bytesPerSecond: number } | und
     throw new UsageError(`rng.bytesPerSecond: ${bytesPerSecond} is not a number from 1 to 2^31`);
   }
   return { bytesPerSecond };
+}
+
+function resolveVsock(vsock: DeviceOptions['vsock']): ResolvedVsock | undefined {
+  if (!vsock) return undefined;
+  const { cid = DEFAULT_CID, socket } = vsock === true ? {} : vsock;
+  // 0, 1 and 2^32 - 1 are reserved, 2 is the host (virtio 1.2 section 5.10.4).
+  if (!(Number.isInteger(cid) && cid >= DEFAULT_CID && cid < 2 ** 32 - 1)) {
+    throw new UsageError(`vsock.cid: ${cid} is not a number from 3 to 2^32 - 2`);
+  }
+  if (socket !== undefined && (typeof socket !== 'string' || socket === '' || socket.includes('\0'))) {
+    throw new UsageError('vsock.socket: must be a path');
+  }
+  return { cid, socket };
 }

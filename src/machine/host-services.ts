@@ -4,16 +4,15 @@ import { closeDrives, openDrives } from '../backends/disk/open-drives.js';
 import { FrameStream } from '../backends/frame-stream.js';
 import { PortStream } from '../backends/port-stream.js';
 import { Tap } from '../backends/tap/tap.js';
+import { VsockChannel } from '../backends/vsock/channel.js';
 import { addon, type RunHost } from '../kvm/addon.js';
 import { type NetBackend, Offload } from '../virtio/net/backend.js';
 import { ConsoleTail } from './console-tail.js';
-import { type MachineEnd, now } from './end.js';
+import type { MachineEnd } from './end.js';
 import { FdEvents } from './fd-events.js';
 import type { MachineMessage, MachineThreadData } from './messages.js';
 import { Statistics } from './statistics.js';
-
-/** Log lines that a guest can cause are limited to so many a minute. */
-const GUEST_WARNINGS_PER_MINUTE = 10;
+import { WarningLimit } from './warning-limit.js';
 
 /** What outlives a guest's reset on a machine thread: the wait primitive, the host ends of devices, the counters. */
 export class HostServices implements Disposable {
@@ -28,14 +27,14 @@ export class HostServices implements Disposable {
   /** In the order of the configuration. */
   readonly consolePorts: readonly PortStream[];
   readonly networks: (NetBackend & Disposable)[] = [];
+  readonly vsock: VsockChannel | undefined;
   readonly #post: (message: MachineMessage) => void;
   #end: MachineEnd | undefined;
 
   readonly #logs: boolean;
   #running = false;
   #holds = 0;
-  #warningsLeft = GUEST_WARNINGS_PER_MINUTE;
-  #warningsSince = 0;
+  readonly #warnings = new WarningLimit();
 
   /** @throws DriveError, NetworkError */
   constructor(data: MachineThreadData, post: (message: MachineMessage) => void) {
@@ -47,6 +46,7 @@ export class HostServices implements Disposable {
     );
     const hvc0 = this.serial ? undefined : this.consolePorts.find(({ console }) => console);
     if (hvc0) hvc0.tail = this.consoleTail;
+    this.vsock = data.vsock === undefined ? undefined : new VsockChannel(data.vsock, this.events);
     this.#post = post;
     try {
       this.drives.push(...openDrives(data.config.drives));
@@ -132,13 +132,7 @@ export class HostServices implements Disposable {
 
   /** A warning that a guest can cause as often as it likes. @returns whether it was one of the few that are passed on. */
   guestWarning(message: string): boolean {
-    const time = now();
-    if (time - this.#warningsSince > 60_000) {
-      this.#warningsSince = time;
-      this.#warningsLeft = GUEST_WARNINGS_PER_MINUTE;
-    }
-    if (this.#warningsLeft <= 0) return false;
-    this.#warningsLeft--;
+    if (!this.#warnings.allow()) return false;
     this.log('warn', message);
     return true;
   }
@@ -151,6 +145,7 @@ export class HostServices implements Disposable {
   [Symbol.dispose](): void {
     this.serial?.close();
     for (const network of this.networks) network[Symbol.dispose]();
+    this.vsock?.[Symbol.dispose]();
     this.runHost.close();
     this.closeDrives();
   }

@@ -3,7 +3,9 @@ import type { Duplex } from 'node:stream';
 import { FramePort } from '../backends/frame-port.js';
 import type { ConsoleSize } from '../backends/port-stream.js';
 import type { HostForward } from '../backends/user-network/host-forward.js';
-import { TsvisorError, UsageError } from '../errors.js';
+import type { Vsock } from '../backends/vsock/vsock.js';
+import type { VsockHost } from '../backends/vsock/vsock-host.js';
+import { DriveError, MachineError, TsvisorError, UsageError } from '../errors.js';
 import { type MachineConfig, type ResolvedConfig, resolveConfig } from './config.js';
 import { ConsoleTail } from './console-tail.js';
 import { withDefaultGuest } from './default-guest.js';
@@ -12,6 +14,7 @@ import type { MachineState } from './messages.js';
 import { ThreadLink } from './thread-link.js';
 import { discardWhileUnread } from './unread-stream.js';
 import { UserNetworks } from './user-networks.js';
+import { WarningLimit } from './warning-limit.js';
 
 /** Lines of the guest's console that an error carries. */
 const ERROR_CONSOLE_LINES = 20;
@@ -59,14 +62,21 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   readonly #unread = new Map<Duplex, () => void>();
   readonly #networks: UserNetworks;
   readonly #frames = new Map<number, FramePort>();
+  readonly #vsock: VsockHost | undefined;
   readonly #consoleTail = new ConsoleTail();
   readonly #ended: Promise<MachineEnd>;
   #state: MachineState = 'created';
   #removeAbort = () => {};
 
-  private constructor(config: ResolvedConfig, options: MachineOptions, networks: UserNetworks) {
+  private constructor(
+    config: ResolvedConfig,
+    options: MachineOptions,
+    networks: UserNetworks,
+    vsock: VsockHost | undefined,
+  ) {
     super();
     this.#networks = networks;
+    this.#vsock = vsock;
     const link = this.#link;
     const [serial, serialThere] = link.openStream();
     this.#serial = serial;
@@ -83,14 +93,20 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
       else this.#frames.set(index, new FramePort(stream));
       return there;
     });
+    const [vsockHere, vsockThere] = vsock ? link.openStream() : [];
+    if (vsockHere) vsock?.attach(vsockHere);
     for (const stream of [serial, ...this.#ports.filter((port) => port.console).map((port) => port.stream)]) {
       this.#unread.set(stream, discardWhileUnread(stream));
     }
     this.#ended = link.ended.then(
-      (end) => this.#over(end),
+      (end) => {
+        this.#over(this.#whyEnded(end));
+        this.emit('end', end);
+        return end;
+      },
       (error: Error) => {
-        this.#over(undefined);
-        throw this.#explain(error);
+        this.#over(this.#explain(error));
+        throw error;
       },
     );
     this.#ended.catch(() => {}); // whoever cares waits
@@ -100,6 +116,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
         serial: serialThere,
         consolePorts,
         networks: networkStreams,
+        vsock: vsockThere,
         consoleTail: this.#consoleTail.buffer,
         logs: options.onLog !== undefined,
       },
@@ -130,8 +147,10 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     const resolved = resolveConfig(await withDefaultGuest(config, options.onLog));
     const networks = await UserNetworks.open(config.networks ?? []);
     let machine: Machine | undefined;
+    let vsock: VsockHost | undefined;
     try {
-      machine = new Machine(resolved, options, networks);
+      vsock = await openVsock(resolved, options);
+      machine = new Machine(resolved, options, networks, vsock);
       machine.#endOnAbort(signal);
       await machine.#link.ready;
       signal?.throwIfAborted();
@@ -139,6 +158,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     } catch (error) {
       await machine?.close();
       await networks.close();
+      vsock?.close(error as Error);
       signal?.throwIfAborted();
       throw error;
     }
@@ -160,6 +180,12 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   /** Ports of this host that lead to the guest, as they really are: a `hostPort` of 0 was chosen by the host. */
   get hostForwards(): readonly HostForward[] {
     return this.#networks.hostForwards;
+  }
+
+  /** Sockets between host and guest. @throws UsageError when the configuration has no `vsock`. */
+  get vsock(): Vsock {
+    if (this.#vsock) return this.#vsock;
+    throw new UsageError('this machine has no vsock; make it with vsock: true');
   }
 
   /** Runs the guest from its entry point. */
@@ -269,12 +295,18 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     this.#removeAbort = () => signal.removeEventListener('abort', onAbort);
   }
 
-  #over(end: MachineEnd | undefined): MachineEnd {
+  /** @param error for those who were doing something in the machine. */
+  #over(error: Error): void {
     this.#removeAbort();
     void this.#networks.close();
+    this.#vsock?.close(error);
     this.#setState('ended');
-    if (end) this.emit('end', end);
-    return end as MachineEnd;
+  }
+
+  #whyEnded({ reason, message }: MachineEnd): TsvisorError {
+    if (reason === 'drive-failure') return this.#explain(new DriveError(message));
+    if (reason === 'guest-panic') return this.#explain(new MachineError('ERR_GUEST_PANIC', message));
+    return this.#explain(new MachineError('ERR_MACHINE_ENDED', `the machine has ended: ${message}`));
   }
 
   /** Adds what the guest said last. */
@@ -301,4 +333,12 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     const names = this.#ports.map((port) => port.name).join(', ');
     throw new UsageError(`there is no console port '${name}'; this machine has ${names || 'none'}`);
   }
+}
+
+/** The host's side of the configuration's vsock. Loaded only where there is one. */
+async function openVsock({ vsock }: ResolvedConfig, { onLog }: MachineOptions): Promise<VsockHost | undefined> {
+  if (!vsock) return undefined;
+  const { VsockHost } = await import('../backends/vsock/vsock-host.js');
+  const limit = new WarningLimit();
+  return VsockHost.open({ ...vsock, warn: (message) => onLog && limit.allow() && onLog('warn', message) });
 }

@@ -9,9 +9,10 @@ export interface MachineThreadData {
   /** eventfd that says there is a control message. Owned by the main thread, like the sockets. */
   readonly doorbell: number;
   readonly serial: number;
-  /** The machine's ends of the sockets of each console port, and of each network; none for a tap. */
+  /** The machine's ends of the sockets of each console port, of each network (none for a tap), of the vsock device. */
   readonly consolePorts: readonly number[];
   readonly networks: readonly (number | undefined)[];
+  readonly vsock: number | undefined;
   /** Shared: see ConsoleTail. */
   readonly consoleTail: SharedArrayBuffer;
   /** Whether anybody listens to log messages. */

@@ -11,6 +11,7 @@ import type { NetBackend } from '../virtio/net/backend.js';
 import { Net } from '../virtio/net/net.js';
 import { Rng } from '../virtio/rng/rng.js';
 import { VirtioMmio } from '../virtio/transport/mmio.js';
+import { VirtioVsock } from '../virtio/vsock/vsock.js';
 import type { ResolvedConfig } from './config.js';
 import { now } from './end.js';
 import { Timer } from './fd-events.js';
@@ -50,6 +51,7 @@ function makeDevices({ config, memory, io, host, own }: VirtioParts): VirtioDevi
     own({ [Symbol.dispose]: () => timer.close() });
     return timer;
   };
+  const warn = (message: string) => void host.guestWarning(message);
   const networks = config.networks.map(({ mac }, index) => {
     const backend = host.networks[index] as NetBackend;
     return new Net({ name: `net${index}`, mac: Buffer.from(mac.replaceAll(':', ''), 'hex'), backend, io, timer });
@@ -67,10 +69,12 @@ function makeDevices({ config, memory, io, host, own }: VirtioParts): VirtioDevi
     io.onBatch(() => blk.publish());
     return blk;
   });
+  const { cid } = config.vsock ?? {};
   return [
     ...drives,
     ...networks,
     ...(host.consolePorts.length > 0 ? [new VirtioConsole({ ports: host.consolePorts, io })] : []),
     ...(config.rng ? [new Rng({ ...config.rng, now, timer })] : []),
+    ...(cid !== undefined && host.vsock ? [new VirtioVsock({ cid, channel: host.vsock, io, timer, warn })] : []),
   ];
 }
