@@ -9,9 +9,6 @@ import { Kvm } from '../kvm/kvm.js';
 import { ERROR_EXIT } from './exit-codes.js';
 import { formatSize } from './size.js';
 
-export const command = 'doctor';
-export const describe = 'Say what this host offers, and what to do about each lack';
-
 /** `lack`: machines cannot run. `warn`: something is missing that only some uses need. */
 type Status = 'ok' | 'warn' | 'lack';
 

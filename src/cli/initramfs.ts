@@ -1,9 +1,6 @@
 import type { Argv } from 'yargs';
 import { initramfsPath } from '../machine/default-guest.js';
 
-export const command = 'initramfs <action>';
-export const describe = 'Build or locate the default initramfs';
-
 export function builder(yargs: Argv) {
   return yargs
     .positional('action', {

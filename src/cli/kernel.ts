@@ -2,9 +2,6 @@ import type { Argv } from 'yargs';
 import { DEFAULT_FLAVOUR, kernelPath, listKernels } from '../machine/default-guest.js';
 import { formatSize } from './size.js';
 
-export const command = 'kernel <action> [flavour]';
-export const describe = 'Build, list or locate guest kernels';
-
 export function builder(yargs: Argv) {
   return yargs
     .positional('action', { choices: ['build', 'list', 'path'] as const, demandOption: true, describe: 'what to do' })

@@ -1,12 +1,11 @@
-import yargs from 'yargs';
-import { hideBin } from 'yargs/helpers';
+import { createRequire } from 'node:module';
+import type { Argv } from 'yargs';
 import { errorToData, UsageError } from '../errors.js';
-import * as doctor from './doctor.js';
+import { COMMANDS, nameOf } from './commands.js';
 import { ERROR_EXIT } from './exit-codes.js';
-import * as initramfs from './initramfs.js';
-import * as kernel from './kernel.js';
-import * as rootfs from './rootfs.js';
-import * as run from './run.js';
+
+// The CommonJS build: the other one breaks lines of help inside words.
+const yargs: (args: readonly string[]) => Argv = createRequire(import.meta.url)('yargs/yargs');
 
 /** Options that may be given several times; of any other the last one counts. */
 const REPEATABLE = ['_', '--', 'drive', 'net', 'port'];
@@ -17,20 +16,21 @@ function lastOfEach(args: Record<string, unknown>): void {
   }
 }
 
-/** The command line: parses, runs one command, and turns every failure into one line and an exit code. */
-export async function main(argv: readonly string[]): Promise<void> {
-  process.stdout.on('error', () => {}); // a closed stdout is the running command's to notice, not a crash
-  process.stderr.on('error', () => {});
-  const parser = yargs(hideBin([...argv]))
+/** The parser of one command line. Only the command that it names is loaded. */
+async function parserOf(args: readonly string[]): Promise<Argv> {
+  const wanted = args.find((word) => !word.startsWith('-'));
+  let parser = yargs(args)
     .scriptName('tsvisor')
-    .parserConfiguration({ 'boolean-negation': false, 'greedy-arrays': false })
+    .parserConfiguration({ 'boolean-negation': false, 'greedy-arrays': false, 'populate--': true })
     .middleware(lastOfEach, true)
-    .usage('$0 <command>\n\nVirtual machines on KVM, with their devices in TypeScript.')
-    .command(run.command, run.describe, run.builder, run.handler)
-    .command(doctor.command, doctor.describe, doctor.builder, doctor.handler)
-    .command(kernel.command, kernel.describe, kernel.builder, kernel.handler)
-    .command(initramfs.command, initramfs.describe, initramfs.builder, initramfs.handler)
-    .command(rootfs.command, rootfs.describe, rootfs.builder, rootfs.handler)
+    .usage('$0 <command>\n\nVirtual machines on KVM, with their devices in TypeScript.');
+  for (const command of COMMANDS) {
+    parser =
+      nameOf(command) === wanted
+        ? await command.register(parser)
+        : parser.command(command.usage, command.describe, {}, () => {});
+  }
+  return parser
     .demandCommand(1, 'a command is needed')
     .recommendCommands()
     .strict()
@@ -43,8 +43,14 @@ export async function main(argv: readonly string[]): Promise<void> {
       if (!message && error) throw error;
       throw new UsageError(`${message.replace(/\s+/g, ' ').trim()}; see tsvisor --help`);
     });
+}
+
+/** The command line: parses, runs one command, and turns every failure into one line and an exit code. */
+export async function main(argv: readonly string[]): Promise<void> {
+  process.stdout.on('error', () => {}); // a closed stdout is the running command's to notice, not a crash
+  process.stderr.on('error', () => {});
   try {
-    await parser.parseAsync();
+    await (await parserOf(argv.slice(2))).parseAsync();
   } catch (error) {
     const { code, message, stack } = errorToData(error);
     process.stderr.write(code === 'ERR_INTERNAL' ? `tsvisor: ${stack ?? message}\n` : `tsvisor: ${message}\n`);

@@ -1,9 +1,6 @@
 import type { Argv } from 'yargs';
 import { rootfsPath } from '../machine/default-guest.js';
 
-export const command = 'rootfs <action>';
-export const describe = 'Build or locate the default root file system, an ext4 image';
-
 export function builder(yargs: Argv) {
   return yargs
     .positional('action', {

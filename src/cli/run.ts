@@ -1,5 +1,4 @@
 import type { Argv } from 'yargs';
-import { UsageError } from '../errors.js';
 import type { MachineConfig } from '../machine/config.js';
 import { initramfsPath, kernelPath, namesRoot } from '../machine/default-guest.js';
 import type { ConsolePortConfig } from '../machine/device-config.js';
@@ -8,13 +7,11 @@ import { Machine } from '../machine/machine.js';
 import { parseDrive } from './drive-option.js';
 import { createLog, LOG_LEVELS } from './log.js';
 import { chosenForwards, parseNetworks } from './net-option.js';
+import { parseNumber, parseSeconds } from './number.js';
 import { OutputFile } from './output-file.js';
 import { Session } from './session.js';
 import { parseSize } from './size.js';
 import { CONSOLE_PORT, parseStreams } from './streams.js';
-
-export const command = 'run';
-export const describe = 'Boot a Linux guest, with this terminal as its console';
 
 export function builder(yargs: Argv) {
   return yargs
@@ -26,7 +23,7 @@ export function builder(yargs: Argv) {
     .option('initrd', { type: 'string', requiresArg: true, describe: 'initial RAM disk [default: built-in]' })
     .option('append', { type: 'string', requiresArg: true, describe: 'more kernel command line' })
     .option('memory', { alias: 'm', type: 'string', default: '64M', describe: 'guest RAM; a bare number is MiB' })
-    .option('cpus', { type: 'number', default: 1, describe: 'number of vCPUs (1)' })
+    .option('cpus', { type: 'string', default: '1', requiresArg: true, describe: 'number of vCPUs (1)' })
     .option('drive', {
       type: 'string',
       array: true,
@@ -73,7 +70,7 @@ export function builder(yargs: Argv) {
       describe: 'a guest reset ends the machine, not restarts it',
     })
     .option('stats', { type: 'string', requiresArg: true, describe: 'write timings and counters as JSON to this file' })
-    .option('timeout', { type: 'number', requiresArg: true, describe: 'end the machine after this many seconds' })
+    .option('timeout', { type: 'string', requiresArg: true, describe: 'end the machine after this many seconds' })
     .option('log-level', { choices: LOG_LEVELS, default: 'silent' as const, describe: 'structured log on stderr' })
     .example('$0 run', 'boot the default guest to a shell; poweroff ends it')
     .example('$0 run --kernel vmlinux --initrd rootfs.cpio', 'boot your own; the console stays ttyS0')
@@ -96,7 +93,7 @@ type RunArguments = Awaited<ReturnType<typeof builder>['argv']>;
 
 export async function handler(args: RunArguments): Promise<void> {
   const streams = parseStreams(args);
-  const timeout = parseTimeout(args.timeout);
+  const timeout = args.timeout === undefined ? undefined : parseSeconds('timeout', args.timeout);
   const memory = parseSize('memory', args.memory);
   const stats = args.stats === undefined ? undefined : new OutputFile('stats', args.stats);
   try {
@@ -106,7 +103,7 @@ export async function handler(args: RunArguments): Promise<void> {
       ...(await initrdOf(args)),
       append: args.append ?? '',
       memory,
-      cpus: args.cpus,
+      cpus: parseNumber('cpus', args.cpus, 'a number of vCPUs', 0, 1024),
       onReset: args.noReboot ? 'end' : 'restart',
       serial: streams.serial.target.kind !== 'none',
       consolePorts: consolePorts(streams),
@@ -137,11 +134,6 @@ export async function handler(args: RunArguments): Promise<void> {
 function consolePorts({ console, ports }: ReturnType<typeof parseStreams>): ConsolePortConfig[] {
   const terminal = console.target.kind === 'none' ? [] : [{ name: CONSOLE_PORT, console: true }];
   return [...terminal, ...ports.map(({ name }) => ({ name }))];
-}
-
-function parseTimeout(seconds: number | undefined): number | undefined {
-  if (seconds === undefined || (seconds > 0 && seconds <= 2_000_000)) return seconds;
-  throw new UsageError(`--timeout: ${seconds} is not a number of seconds above 0`);
 }
 
 /** The user's initrd; the default one only for the default kernel, unless that is told of a root file system. */

@@ -42,7 +42,7 @@ export class Session {
 
   async run(): Promise<{ code: number; end: MachineEnd }> {
     const removeSignals = this.#handleSignals();
-    const timer = this.#timeout && setTimeout(() => this.#stop(TIMEOUT_EXIT), this.#timeout * 1e3);
+    const timer = this.#timeout && setTimeout(() => this.#stop(TIMEOUT_EXIT), this.#timeout);
     try {
       await this.#connectAll();
       await this.#machine.start();

@@ -51,12 +51,24 @@ describe('usage errors exit 64 with one line', () => {
     ['a serial that is none', ['run', '--serial', 'tcp:1'], /--serial: 'tcp:1'/],
     ['a timeout that is none', ['run', '--timeout', 'soon'], /--timeout/],
     ['a negative timeout', ['run', '--timeout=-1'], /--timeout: -1/],
+    ['the last of two numbers', ['run', '--kernel', 'x', '--cpus', '1', '--cpus', '2'], /cpus: 2 /],
     ['a negated value', ['run', '--no-memory'], /no-memory/],
     ['an unknown action', ['kernel', 'burn'], /burn|build/],
   ];
   test.each(cases)('%s', async (_name, args, message) => {
     expectOneLine(await cli(args), 64, message);
   });
+});
+
+test('--help breaks no line inside a word', async () => {
+  const { stdout } = await cli(['run', '--help']);
+  for (const sentence of [
+    '/dev/console if stdio, or if ttyS0 is none',
+    'no KVM, 71 memory',
+    '80 guest reset, 81 triple',
+  ]) {
+    expect(stdout.replace(/\s+/g, ' ')).toContain(sentence);
+  }
 });
 
 test('--help and --version teach and exit 0', async () => {

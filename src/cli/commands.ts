@@ -1,0 +1,41 @@
+import type { ArgumentsCamelCase, Argv } from 'yargs';
+
+/** What a command's file exports. */
+interface CommandModule<T> {
+  builder(yargs: Argv): Argv<T>;
+  handler(args: ArgumentsCamelCase<T>): void | Promise<void>;
+}
+
+/** A command as the help lists it; its file is loaded only when it is the one that runs. */
+export interface Command {
+  /** Name and positional arguments, as yargs writes them. */
+  readonly usage: string;
+  readonly describe: string;
+  /** Loads the command's file and tells a parser of its options. */
+  register(parser: Argv): Promise<Argv>;
+}
+
+function lazily<T>(usage: string, describe: string, load: () => Promise<CommandModule<T>>): Command {
+  return {
+    usage,
+    describe,
+    register: async (parser) => {
+      const { builder, handler } = await load();
+      return parser.command(usage, describe, builder, handler);
+    },
+  };
+}
+
+/** Every command, in the order of the help. */
+export const COMMANDS: readonly Command[] = [
+  lazily('run', 'Boot a Linux guest, with this terminal as its console', () => import('./run.js')),
+  lazily('doctor', 'Say what this host offers, and what to do about each lack', () => import('./doctor.js')),
+  lazily('kernel <action> [flavour]', 'Build, list or locate guest kernels', () => import('./kernel.js')),
+  lazily('initramfs <action>', 'Build or locate the default initramfs', () => import('./initramfs.js')),
+  lazily('rootfs <action>', 'Build or locate the default root file system, an ext4 image', () => import('./rootfs.js')),
+];
+
+/** The first word of a command's usage. */
+export function nameOf({ usage }: Command): string {
+  return usage.split(' ', 1)[0] as string;
+}
