@@ -12,6 +12,7 @@ import { OutputFile } from './output-file.js';
 import { Session } from './session.js';
 import { parseSize } from './size.js';
 import { CONSOLE_PORT, parseStreams } from './streams.js';
+import { parseVsock } from './vsock-option.js';
 
 export function builder(yargs: Argv) {
   return yargs
@@ -59,6 +60,11 @@ export function builder(yargs: Argv) {
       describe: 'tap=NAME, user[,hostfwd=tcp:127.0.0.1:8080-:80] or none, each with [,mac=..]; repeatable',
     })
     .option('rng', { type: 'boolean', default: false, describe: 'an entropy device, /dev/hwrng in the guest' })
+    .option('vsock', {
+      type: 'string',
+      describe:
+        'sockets between host and guest: nothing, or cid=N and socket=PATH, by which to connect [default: none]',
+    })
     .option('acpi', {
       choices: ['auto', 'on', 'off'] as const,
       default: 'auto' as const,
@@ -95,6 +101,7 @@ export async function handler(args: RunArguments): Promise<void> {
   const streams = parseStreams(args);
   const timeout = args.timeout === undefined ? undefined : parseSeconds('timeout', args.timeout);
   const memory = parseSize('memory', args.memory);
+  const vsock = parseVsock(args.vsock);
   const stats = args.stats === undefined ? undefined : new OutputFile('stats', args.stats);
   try {
     const options = await createLog(args.logLevel);
@@ -112,6 +119,7 @@ export async function handler(args: RunArguments): Promise<void> {
       networks: parseNetworks(args.net),
       drives: (args.drive ?? []).map(parseDrive),
       rng: args.rng,
+      ...(vsock && { vsock }),
       acpi: args.acpi,
     };
     await using machine = await Machine.create(config, options);
