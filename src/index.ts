@@ -1,4 +1,8 @@
-/** tsvisor: virtual machines in a Node program. Everything public is exported here and nowhere else. */
+/**
+ * Virtual machines in a Node program. What is public is exported by the files that package.json names, and nowhere else.
+ *
+ * @module tsvisor
+ */
 
 export type { ConsoleSize } from './backends/port-stream.js';
 export type { Flow } from './backends/user-network/flow.js';
@@ -24,5 +28,5 @@ export {
 export type { MachineConfig } from './machine/config.js';
 export type { ConsolePortConfig, DriveConfig, NetworkConfig, VsockConfig } from './machine/device-config.js';
 export type { EndReason, MachineEnd, MachineStats } from './machine/end.js';
-export { Machine, type MachineOptions } from './machine/machine.js';
+export { Machine, type MachineEvents, type MachineMetrics, type MachineOptions } from './machine/machine.js';
 export type { MachineState } from './machine/messages.js';

@@ -1,7 +1,7 @@
 /**
  * Tests with vitest, each with a virtual machine of its own.
  *
- * @module vitest
+ * @module tsvisor/vitest
  */
 
 import { type RunnerTestCase, type RunnerTestSuite, type TestAPI, test, vi } from 'vitest';

@@ -10,6 +10,7 @@ export type EndReason =
   | 'kvm-failure' // KVM refused to go on
   | 'stopped'; // the host stopped it
 
+/** How a machine ended. */
 export interface MachineEnd {
   readonly reason: EndReason;
   /** The guest's exit code for `guest-exit`; 0 for `guest-shutdown`; null otherwise. */

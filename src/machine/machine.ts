@@ -284,6 +284,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     await this.#ended.catch(() => {});
   }
 
+  /** close(), for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
