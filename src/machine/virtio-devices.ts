@@ -75,6 +75,6 @@ function makeDevices({ config, memory, io, host, own }: VirtioParts): VirtioDevi
     ...networks,
     ...(host.consolePorts.length > 0 ? [new VirtioConsole({ ports: host.consolePorts, io })] : []),
     ...(config.rng ? [new Rng({ ...config.rng, now, timer })] : []),
-    ...(cid !== undefined && host.vsock ? [new VirtioVsock({ cid, channel: host.vsock, io, timer, warn })] : []),
+    ...(cid !== undefined && host.vsock ? [new VirtioVsock({ cid, channel: host.vsock, io, warn })] : []),
   ];
 }

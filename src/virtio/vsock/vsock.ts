@@ -1,7 +1,6 @@
 import type { GuestIo } from '../../backends/guest-io.js';
 import type { VsockChannel } from '../../backends/vsock/channel.js';
 import { HEADER_SIZE, HOST_CID, MAX_PAYLOAD } from '../../backends/vsock/packet.js';
-import type { OneShotTimer } from '../../devices/host.js';
 import type { DescriptorChain } from '../chain.js';
 import { type DeviceState, feature, type VirtioContext, type VirtioDevice } from '../device.js';
 import * as abi from '../generated/virtio.js';
@@ -18,15 +17,12 @@ const TRANSMIT = 1;
 const EVENT = 2;
 /** Linux fills the receive queue with buffers of 4 KiB when it finds the device, and keeps 8 for events. */
 const QUEUE_SIZES = [64, 128, 8];
-/** Packets received in a row; then the vCPU and the other descriptors have their turn. */
-const BATCH = 64;
 
 export interface VsockOptions {
   /** The guest's address, 3 to 2^32 - 2. */
   readonly cid: number;
   readonly channel: VsockChannel;
   readonly io: GuestIo;
-  readonly timer: (onExpired: () => void) => OneShotTimer;
   /** Tells of what the guest did wrong; as often as it does. */
   readonly warn: (message: string) => void;
 }
@@ -46,8 +42,6 @@ export class VirtioVsock implements VirtioDevice {
   readonly #io: GuestIo;
   readonly #warn: (message: string) => void;
   readonly #config = new Uint8Array(abi.virtio_vsock_config.sizeof);
-  /** Comes back through the run loop after a batch. */
-  readonly #next: OneShotTimer;
   /** Of the packet that is sent, and of a part of the one that is received. */
   readonly #sent = headerBytes();
   readonly #received = headerBytes();
@@ -61,13 +55,12 @@ export class VirtioVsock implements VirtioDevice {
   /** The driver is to be told that its connections are no more. */
   #transportReset = false;
 
-  constructor({ cid, channel, io, timer, warn }: VsockOptions) {
+  constructor({ cid, channel, io, warn }: VsockOptions) {
     this.#cid = cid;
     this.#channel = channel;
     this.#io = io;
     this.#warn = warn;
     new DataView(this.#config.buffer).setUint32(abi.virtio_vsock_config.guest_cid, cid, true);
-    this.#next = timer(() => this.#receive());
     channel.onReadable = () => this.#receive();
     channel.onWritable = channel.onDown = () => {
       this.#full = false;
@@ -84,7 +77,7 @@ export class VirtioVsock implements VirtioDevice {
     this.#payload = new Segments(memory);
     this.#queues = queues;
     this.#channel.setDriver(true);
-    this.#next.arm(1); // the answer may be there already
+    this.#channel.awaitReadable();
   }
 
   handleQueue(index: number): void {
@@ -156,14 +149,11 @@ export class VirtioVsock implements VirtioDevice {
     return true;
   }
 
+  /** As many packets as there are buffers at most. */
   #receive(): void {
     const queue = this.#queues[RECEIVE];
     if (!queue) return;
-    for (let count = 0; ; count++) {
-      if (count === BATCH) {
-        this.#next.arm(1);
-        break;
-      }
+    for (;;) {
       const packet = this.#waiting ?? this.#channel.receive();
       if (!packet) {
         this.#channel.awaitReadable();

@@ -1,76 +1,24 @@
-import { GuestIo } from '#dist/backends/guest-io.js';
-import { addon } from '#dist/kvm/addon.js';
-import { EPOLLIN } from '#dist/kvm/generated/abi.js';
-import { FdEvents, Timer } from '#dist/machine/fd-events.js';
+import type { GuestIo } from '#dist/backends/guest-io.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import type { NetBackend, SendResult } from '#dist/virtio/net/backend.js';
 import { Net } from '#dist/virtio/net/net.js';
 import type { Segments } from '#dist/virtio/segments.js';
-import { type DriverOptions, MockDriver, mockMemory } from '../../support/virtio/mock-driver.js';
+import { MachineRig } from '../../support/virtio/machine-rig.js';
+import { type DriverOptions, MockDriver } from '../../support/virtio/mock-driver.js';
 
 export const MAC = Uint8Array.of(0x52, 0x54, 0, 0x12, 0x34, 0x56);
 export const RX = 0;
 export const TX = 1;
 
-const ONE = new Uint8Array(new BigUint64Array([1n]).buffer);
-
-/** A machine's thread without a vCPU: its descriptors, guest RAM, and a network device on them. */
-export class NetRig implements Disposable {
-  readonly #host = new addon.RunHost();
-  readonly events = new FdEvents(this.#host);
-  readonly memory: ReturnType<typeof mockMemory>['memory'];
-  readonly io: GuestIo;
-  readonly #doorbell = addon.eventfd(0);
-  readonly #ring: (events: number) => void;
-  readonly #timers: Timer[] = [];
-  #rung = false;
-
-  constructor() {
-    const { mapping, memory } = mockMemory(32 << 20);
-    this.memory = memory;
-    this.io = new GuestIo([[0, mapping]], this.events);
-    this.#ring = this.events.add(this.#doorbell, () => {
-      addon.read(this.#doorbell, new Uint8Array(8), 0, 8);
-      this.#rung = true;
-    });
-  }
-
+/** A machine's thread with a network device. */
+export class NetRig extends MachineRig {
   device(backend: NetBackend): Net {
-    const timer = (onExpired: () => void) => {
-      const timer = new Timer(this.events, onExpired);
-      this.#timers.push(timer);
-      return timer;
-    };
-    return new Net({ name: 'net0', mac: MAC, backend, io: this.io, timer });
+    return new Net({ name: 'net0', mac: MAC, backend, io: this.io, timer: this.timer });
   }
 
   driver(backend: NetBackend, options: DriverOptions = {}): { net: Net; driver: MockDriver } {
     const net = this.device(backend);
     return { net, driver: MockDriver.ready(net, options, this.memory) };
-  }
-
-  /** Handles what is ready now. */
-  pump(): void {
-    this.#rung = false;
-    this.#ring(EPOLLIN);
-    addon.write(this.#doorbell, ONE, 0, ONE.length);
-    while (!this.#rung) this.events.dispatch(this.#host.next() & 0xffff);
-  }
-
-  /** Handles events until something is so. */
-  async until(what: () => boolean): Promise<void> {
-    for (const end = Date.now() + 10_000; !what(); ) {
-      if (Date.now() > end) throw new Error(`it never came to be that ${what}`);
-      this.pump();
-      await new Promise((resolve) => setImmediate(resolve));
-    }
-  }
-
-  [Symbol.dispose](): void {
-    for (const timer of this.#timers) timer.close();
-    this.io[Symbol.dispose]();
-    this.#host.close();
-    addon.close(this.#doorbell);
   }
 }
 
