@@ -26,7 +26,14 @@ export {
   VsockError,
 } from './errors.js';
 export type { MachineConfig } from './machine/config.js';
-export type { ConsolePortConfig, DriveConfig, NetworkConfig, VsockConfig } from './machine/device-config.js';
+export type {
+  ConsolePortConfig,
+  DeviceModule,
+  DriveConfig,
+  NetworkConfig,
+  VsockConfig,
+} from './machine/device-config.js';
+export type { DeviceEvents, DeviceHandle } from './machine/device-handle.js';
 export type { EndReason, MachineEnd, MachineStats } from './machine/end.js';
 export { Machine, type MachineEvents, type MachineMetrics, type MachineOptions } from './machine/machine.js';
 export type { MachineState } from './machine/messages.js';

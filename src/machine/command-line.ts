@@ -2,6 +2,7 @@ import type { KvmFlavour } from '../arch/x86_64/assist/detect.js';
 import type { ResolvedConfig } from './config.js';
 import { virtioDeviceCount } from './device-config.js';
 import { virtioSlot } from './layout.js';
+import type { DevicePlace } from './messages.js';
 
 /** Arguments for every host, each with what it is for. */
 const COMMON = [
@@ -28,8 +29,16 @@ const INTERPRETED = [
   'cryptomgr.notests',
 ];
 
+/** Users' devices, as far as the guest is told of them here. */
+export interface DevicesOfUser {
+  readonly virtio: readonly unknown[];
+  readonly mmio: readonly { readonly name: string; readonly place: DevicePlace }[];
+}
+
+const NONE: DevicesOfUser = { virtio: [], mmio: [] };
+
 /** The kernel command line: what suits this host, then what the user appends (Linux lets the last word win). */
-export function commandLine(config: ResolvedConfig, flavour: KvmFlavour): string {
+export function commandLine(config: ResolvedConfig, flavour: KvmFlavour, devices = NONE): string {
   const words = config.serial ? [SERIAL] : [];
   if (config.console === 'hvc0') words.push('console=hvc0'); // the last one is /dev/console
   words.push(...COMMON);
@@ -39,10 +48,15 @@ export function commandLine(config: ResolvedConfig, flavour: KvmFlavour): string
     words.push(`tsvisor.term=${type}`, `tsvisor.rows=${rows}`, `tsvisor.cols=${columns}`);
   }
   if (config.acpi !== 'on') {
-    for (let slot = 0; slot < virtioDeviceCount(config); slot++) {
+    const count = virtioDeviceCount(config) + devices.virtio.length;
+    for (let slot = 0; slot < count; slot++) {
       const { base, length, gsi } = virtioSlot(slot);
       words.push(`virtio_mmio.device=${length / 1024}K@0x${base.toString(16)}:${gsi}`);
     }
+  }
+  for (const { name, place } of devices.mmio) {
+    const { base, gsi } = place;
+    words.push(`tsvisor.device=${name}@0x${base.toString(16)}${gsi === undefined ? '' : `:${gsi}`}`);
   }
   words.push(config.append);
   return words.join(' ').trim();

@@ -1,3 +1,5 @@
+import { parse } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import type { Flow } from '../backends/user-network/flow.js';
 import type { HostForward } from '../backends/user-network/host-forward.js';
 import { UsageError } from '../errors.js';
@@ -56,6 +58,29 @@ export interface ConsolePortConfig {
   readonly console?: boolean;
 }
 
+/** A device of one's own: a class that extends VirtioDevice or MmioDevice of `tsvisor/device`; see docs/devices.md. */
+export interface DeviceModule {
+  /**
+   * Path of the module, from the current directory, or its file: URL, as `new URL('./dice.js', import.meta.url)`. It is
+   * imported on the machine thread: JavaScript that Node.js can load by itself.
+   */
+  readonly module: string | URL;
+  /** Name of the module's export that is the class; default `default`. */
+  readonly export?: string;
+  /** For `machine.device(name)`, each once: letters, digits and ._-, at most 64; default the module's name. */
+  readonly name?: string;
+  /** What the device has as `this.options`; by structured clone. */
+  readonly options?: unknown;
+}
+
+export interface ResolvedDevice {
+  readonly name: string;
+  /** URL. */
+  readonly module: string;
+  readonly exportName: string;
+  readonly options: unknown;
+}
+
 export interface ResolvedDrive {
   readonly file: string;
   readonly readOnly: boolean;
@@ -96,6 +121,7 @@ export interface DeviceConfig {
   readonly consolePorts: readonly Required<ConsolePortConfig>[];
   readonly rng: { readonly bytesPerSecond: number } | undefined;
   readonly vsock: ResolvedVsock | undefined;
+  readonly devices: readonly ResolvedDevice[];
   readonly acpi: 'auto' | 'on' | 'off';
 }
 
@@ -111,6 +137,8 @@ export interface DeviceOptions {
   readonly rng?: boolean | { readonly bytesPerSecond: number };
   /** The socket device, for `machine.vsock`; default none. */
   readonly vsock?: boolean | VsockConfig;
+  /** Devices of one's own; virtio devices come after all others. */
+  readonly devices?: readonly DeviceModule[];
   /**
    * How the guest finds its devices: by ACPI tables alone (`on`), by the MP table and virtio_mmio.device= on the kernel's
    * command line alone (`off`), or by whichever it knows (`auto`, default).
@@ -123,7 +151,8 @@ const DEFAULT_RNG_RATE = 65_536;
 const MAX_DRIVE_ID = 20;
 /** virtio-console numbers its ports with 16 bits; a machine needs few, and each has two queues. */
 const MAX_CONSOLE_PORTS = 16;
-const MAX_PORT_NAME = 64;
+const MAX_NAME = 64;
+const NAME = /^[A-Za-z0-9._-]{1,64}$/;
 const MAC = /^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i;
 
 /** Checks the devices and fills in the defaults. @throws UsageError that names the field. */
@@ -136,6 +165,7 @@ export function resolveDevices(options: DeviceOptions): DeviceConfig {
     consolePorts: resolvePorts(consolePorts),
     rng: resolveRng(options.rng),
     vsock: resolveVsock(options.vsock),
+    devices: resolveModules(options.devices ?? []),
     acpi,
   };
   const count = virtioDeviceCount(resolved);
@@ -145,7 +175,7 @@ export function resolveDevices(options: DeviceOptions): DeviceConfig {
   return resolved;
 }
 
-/** How many virtio devices a machine has: they take the slots of layout.ts in order. */
+/** How many virtio devices a machine has without those of `devices`: they take the slots of layout.ts in order. */
 export function virtioDeviceCount({ drives, networks, consolePorts, rng, vsock }: DeviceConfig): number {
   return drives.length + networks.length + (consolePorts.length > 0 ? 1 : 0) + (rng ? 1 : 0) + (vsock ? 1 : 0);
 }
@@ -195,15 +225,45 @@ function resolvePorts(ports: readonly ConsolePortConfig[]): Required<ConsolePort
   if (ports.length > MAX_CONSOLE_PORTS) throw new UsageError(`consolePorts: at most ${MAX_CONSOLE_PORTS}`);
   const names = new Set<string>();
   return ports.map(({ name, console = false }, index) => {
-    if (typeof name !== 'string' || !/^[A-Za-z0-9._-]+$/.test(name) || name.length > MAX_PORT_NAME) {
-      throw new UsageError(
-        `consolePorts[${index}].name: '${name}' is not letters, digits and ._- (at most ${MAX_PORT_NAME})`,
-      );
-    }
-    if (names.has(name)) throw new UsageError(`consolePorts[${index}].name: there is a '${name}' already`);
-    names.add(name);
+    checkName(name, `consolePorts[${index}].name`, names);
     return { name, console };
   });
+}
+
+function resolveModules(modules: readonly DeviceModule[]): ResolvedDevice[] {
+  const names = new Set<string>();
+  return modules.map(({ module, export: exportName = 'default', name, options }, index) => {
+    const field = `devices[${index}]`;
+    const url = moduleUrl(module);
+    if (!url) throw new UsageError(`${field}.module: '${module}' is neither a path nor a file: URL`);
+    if (typeof exportName !== 'string' || exportName === '') throw new UsageError(`${field}.export: must be a name`);
+    const own = name ?? parse(url.pathname).name;
+    checkName(own, `${field}.name`, names);
+    try {
+      return { name: own, module: url.href, exportName, options: structuredClone(options) };
+    } catch (error) {
+      throw new UsageError(`${field}.options: ${(error as Error).message}`, { cause: error });
+    }
+  });
+}
+
+function moduleUrl(module: string | URL): URL | undefined {
+  if (module === '' || !(typeof module === 'string' || module instanceof URL)) return undefined;
+  const url =
+    typeof module === 'string' && !module.startsWith('file:') ? pathToFileURL(module) : parseUrl(String(module));
+  return url?.protocol === 'file:' ? url : undefined;
+}
+
+function parseUrl(text: string): URL | undefined {
+  return URL.canParse(text) ? new URL(text) : undefined;
+}
+
+function checkName(name: string, field: string, taken: Set<string>): void {
+  if (typeof name !== 'string' || !NAME.test(name)) {
+    throw new UsageError(`${field}: '${name}' is not letters, digits and ._- (at most ${MAX_NAME})`);
+  }
+  if (taken.has(name)) throw new UsageError(`${field}: there is a '${name}' already`);
+  taken.add(name);
 }
 
 function resolveRng(rng: DeviceOptions['rng']): { bytesPerSecond: number } | undefined {

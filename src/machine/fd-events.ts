@@ -79,6 +79,11 @@ export class Timer {
     this.#watch(EPOLLIN);
   }
 
+  /** Undoes arm(). */
+  disarm(): void {
+    addon.timerfdSet(this.#fd, 0);
+  }
+
   close(): void {
     this.#events.remove(this.#fd);
     addon.close(this.#fd);

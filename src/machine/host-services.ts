@@ -10,9 +10,9 @@ import { type NetBackend, Offload } from '../virtio/net/backend.js';
 import { ConsoleTail } from './console-tail.js';
 import type { MachineEnd } from './end.js';
 import { FdEvents } from './fd-events.js';
-import type { MachineMessage, MachineThreadData } from './messages.js';
+import type { DeviceReport, MachineMessage, MachineThreadData } from './messages.js';
+import { RateLimit, WARNINGS_PER_MINUTE } from './rate-limit.js';
 import { Statistics } from './statistics.js';
-import { WarningLimit } from './warning-limit.js';
 
 /** What outlives a guest's reset on a machine thread: the wait primitive, the host ends of devices, the counters. */
 export class HostServices implements Disposable {
@@ -34,7 +34,7 @@ export class HostServices implements Disposable {
   readonly #logs: boolean;
   #running = false;
   #holds = 0;
-  readonly #warnings = new WarningLimit();
+  readonly #guestWarnings = new RateLimit(WARNINGS_PER_MINUTE);
 
   /** @throws DriveError, NetworkError */
   constructor(data: MachineThreadData, post: (message: MachineMessage) => void) {
@@ -132,9 +132,14 @@ export class HostServices implements Disposable {
 
   /** A warning that a guest can cause as often as it likes. @returns whether it was one of the few that are passed on. */
   guestWarning(message: string): boolean {
-    if (!this.#warnings.allow()) return false;
-    this.log('warn', message);
-    return true;
+    const passed = this.#guestWarnings.take();
+    if (passed) this.log('warn', message);
+    return passed;
+  }
+
+  /** What a user's device has to say. @throws DataCloneError */
+  report(report: DeviceReport): void {
+    this.#post(report);
   }
 
   /** When the last guest has ended. Whoever hears of the end finds the images complete. @throws DriveError */

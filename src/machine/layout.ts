@@ -35,6 +35,9 @@ export const layout = {
   mmioHoleEnd: 4 * GiB,
   virtioMmioBase: 0xd000_0000,
   virtioMmioStride: 0x1000,
+  /** MMIO devices of users. */
+  userMmioBase: 0xd100_0000,
+  userMmioEnd: 0xf000_0000,
   ioapic: 0xfec0_0000,
   /** One page for KVM's identity map, then three for its TSS (Intel hosts without unrestricted guest). */
   identityMap: 0xfffb_c000,
@@ -59,10 +62,11 @@ export const ports = {
 export const gsi = {
   serial: 4,
   cmos: 8,
+  /** Virtio devices from the first on, MMIO devices of users from the last back. */
   virtio: [5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23],
 } as const;
 
-/** One interrupt each. */
+/** One interrupt each, which MMIO devices of users take from. */
 export const MAX_VIRTIO_DEVICES = gsi.virtio.length;
 
 /** Where the virtio device of that index answers, and its interrupt. @param index 0 to MAX_VIRTIO_DEVICES - 1. */

@@ -4,8 +4,9 @@ import { addon } from '../kvm/addon.js';
 import { EPOLLIN } from '../kvm/generated/abi.js';
 import type { MachineEnd } from './end.js';
 import { HostServices } from './host-services.js';
-import type { ControlRequest, MachineMessage, MachineState, MachineThreadData } from './messages.js';
+import type { ControlRequest, DeviceRequest, MachineMessage, MachineState, MachineThreadData } from './messages.js';
 import { runLoop } from './run-loop.js';
+import { UserDevices } from './user-devices/user-devices.js';
 import { VirtualMachine } from './virtual-machine.js';
 
 /**
@@ -15,13 +16,15 @@ import { VirtualMachine } from './virtual-machine.js';
 class Control {
   state: MachineState = 'created';
   readonly #host: HostServices;
+  readonly #devices: UserDevices;
   readonly #port: MessagePort;
   readonly #doorbell: number;
   readonly #count = new Uint8Array(8);
   readonly #watch: (events: number) => void;
 
-  constructor(host: HostServices, port: MessagePort, doorbell: number) {
+  constructor(host: HostServices, devices: UserDevices, port: MessagePort, doorbell: number) {
     this.#host = host;
+    this.#devices = devices;
     this.#port = port;
     this.#doorbell = doorbell;
     this.#watch = host.events.add(doorbell, () => this.#receive());
@@ -32,7 +35,9 @@ class Control {
     addon.read(this.#doorbell, this.#count, 0, 8);
     this.#watch(EPOLLIN); // before the messages are read, so that one sent meanwhile rings again
     for (let m = receiveMessageOnPort(this.#port); m; m = receiveMessageOnPort(this.#port)) {
-      this.#handle(m.message as ControlRequest);
+      const message = m.message as ControlRequest | DeviceRequest;
+      if ('device' in message) this.#devices.receive(message);
+      else this.#handle(message);
     }
   }
 
@@ -60,9 +65,10 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
   const post = (message: MachineMessage) => port.postMessage(message);
   try {
     using host = new HostServices(data, post);
-    let machine = await VirtualMachine.build(config, host);
-    new Control(host, port, doorbell);
-    post({ type: 'ready' });
+    using devices = await UserDevices.load(config, host);
+    let machine = await VirtualMachine.build(config, host, devices);
+    new Control(host, devices, port, doorbell);
+    post({ type: 'ready', devices: devices.places });
     let end: MachineEnd;
     for (;;) {
       end = host.reasonOfReset(runLoop(machine, host));
@@ -74,7 +80,7 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
       post({ type: 'reset' });
       host.clearEnd();
       host.consoleTail.mark();
-      machine = await VirtualMachine.build(config, host);
+      machine = await VirtualMachine.build(config, host, devices);
     }
     host.closeDrives();
     post({ type: 'ended', end, stats: host.statistics.snapshot() });

@@ -9,12 +9,13 @@ import { DriveError, MachineError, TsvisorError, UsageError } from '../errors.js
 import { type MachineConfig, type ResolvedConfig, resolveConfig } from './config.js';
 import { ConsoleTail } from './console-tail.js';
 import { withDefaultGuest } from './default-guest.js';
+import { type DeviceHandle, DeviceHandles } from './device-handle.js';
 import type { MachineEnd, MachineStats } from './end.js';
 import type { MachineState } from './messages.js';
+import { RateLimit, WARNINGS_PER_MINUTE } from './rate-limit.js';
 import { ThreadLink } from './thread-link.js';
 import { discardWhileUnread } from './unread-stream.js';
 import { UserNetworks } from './user-networks.js';
-import { WarningLimit } from './warning-limit.js';
 
 /** Lines of the guest's console that an error carries. */
 const ERROR_CONSOLE_LINES = 20;
@@ -61,6 +62,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   /** Consoles that the program has not asked for. */
   readonly #unread = new Map<Duplex, () => void>();
   readonly #networks: UserNetworks;
+  readonly #devices: DeviceHandles;
   readonly #frames = new Map<number, FramePort>();
   readonly #vsock: VsockHost | undefined;
   readonly #consoleTail = new ConsoleTail();
@@ -78,6 +80,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     this.#networks = networks;
     this.#vsock = vsock;
     const link = this.#link;
+    this.#devices = new DeviceHandles(config.devices, (request) => link.tell(request));
     const [serial, serialThere] = link.openStream();
     this.#serial = serial;
     const consolePorts: number[] = [];
@@ -131,6 +134,10 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
           case 'drive-error':
             this.emit('driveError', { drive: notice.drive, message: notice.message });
             break;
+          case 'device-message':
+          case 'device-failed':
+            this.#devices.receive(notice);
+            break;
         }
       },
     );
@@ -139,7 +146,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   /**
    * Makes a machine with its kernel loaded, ready to start. Without a `kernel` it is the default guest, which is built
    * first if it is not in the cache: minutes, once, with progress to onLog; `tsvisor kernel build` does so beforehand.
-   * @throws UsageError, ImageError, MemoryError, DriveError, NetworkError, KvmError, ERR_BUILD: see their codes.
+   * @throws UsageError, ImageError, MemoryError, DriveError, NetworkError, DeviceError, KvmError, ERR_BUILD: see their codes.
    */
   static async create(config: MachineConfig = {}, options: MachineOptions = {}): Promise<Machine> {
     const { signal } = options;
@@ -152,7 +159,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
       vsock = await openVsock(resolved, options);
       machine = new Machine(resolved, options, networks, vsock);
       machine.#endOnAbort(signal);
-      await machine.#link.ready;
+      machine.#devices.place(await machine.#link.ready);
       signal?.throwIfAborted();
       return machine;
     } catch (error) {
@@ -221,6 +228,14 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
    */
   port(name: string): Duplex {
     return this.#take(this.#portNamed(name).stream);
+  }
+
+  /**
+   * A device of the configuration's `devices`: where the guest finds it, and the messages to and from it.
+   * @throws UsageError if there is none of that name.
+   */
+  device(name: string): DeviceHandle {
+    return this.#devices.get(name);
   }
 
   /**
@@ -301,6 +316,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     this.#removeAbort();
     void this.#networks.close();
     this.#vsock?.close(error);
+    this.#devices.close();
     this.#setState('ended');
   }
 
@@ -340,6 +356,6 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
 async function openVsock({ vsock }: ResolvedConfig, { onLog }: MachineOptions): Promise<VsockHost | undefined> {
   if (!vsock) return undefined;
   const { VsockHost } = await import('../backends/vsock/vsock-host.js');
-  const limit = new WarningLimit();
-  return VsockHost.open({ ...vsock, warn: (message) => onLog && limit.allow() && onLog('warn', message) });
+  const limit = new RateLimit(WARNINGS_PER_MINUTE);
+  return VsockHost.open({ ...vsock, warn: (message) => onLog && limit.take() && onLog('warn', message) });
 }

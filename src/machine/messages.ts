@@ -30,6 +30,26 @@ export interface ControlRequest {
   readonly resize?: { readonly port: number; readonly size: ConsoleSize };
 }
 
+/** Main thread to machine thread, for a user's device by its place in the configuration. There is no reply. */
+export type DeviceRequest =
+  | { readonly device: number; readonly value: unknown }
+  /** So many more messages of the device were taken. */
+  | { readonly device: number; readonly taken: number };
+
+/** Where the guest finds a user's device. */
+export interface DevicePlace {
+  /** Guest physical address and length of its registers. */
+  readonly base: number;
+  readonly length: number;
+  /** undefined: it has no interrupt. */
+  readonly gsi: number | undefined;
+}
+
+/** What a user's device has to say; each counts as a message that is to be taken. */
+export type DeviceReport =
+  | { readonly type: 'device-message'; readonly device: number; readonly value: unknown }
+  | { readonly type: 'device-failed'; readonly device: number; readonly why: string };
+
 export interface ControlAnswer {
   readonly state: MachineState;
   readonly stats: MachineStats;
@@ -37,7 +57,8 @@ export interface ControlAnswer {
 
 /** Machine thread to main thread. */
 export type MachineMessage =
-  | { readonly type: 'ready' }
+  | { readonly type: 'ready'; readonly devices: readonly DevicePlace[] }
+  | DeviceReport
   | { readonly type: 'failed'; readonly error: ErrorData }
   | { readonly type: 'reply'; readonly id: number; readonly answer: ControlAnswer }
   | { readonly type: 'log'; readonly level: 'debug' | 'info' | 'warn'; readonly message: string }

@@ -5,7 +5,14 @@ import { errnoName, errorFromData, MachineError, TsvisorError } from '../errors.
 import { addon } from '../kvm/addon.js';
 import { type Deferred, deferred } from './deferred.js';
 import type { MachineEnd, MachineStats } from './end.js';
-import type { ControlAnswer, ControlRequest, MachineMessage, MachineThreadData } from './messages.js';
+import type {
+  ControlAnswer,
+  ControlRequest,
+  DevicePlace,
+  DeviceRequest,
+  MachineMessage,
+  MachineThreadData,
+} from './messages.js';
 
 const DOORBELL = new Uint8Array(new BigUint64Array([1n]).buffer);
 
@@ -22,14 +29,14 @@ type Notice = Exclude<MachineMessage, { type: 'ready' | 'failed' | 'reply' | 'en
  * with their answers. It owns all these descriptors.
  */
 export class ThreadLink {
-  /** Settled when the machine is built. */
-  readonly ready: Promise<void>;
+  /** Settled when the machine is built: where the user's devices are. */
+  readonly ready: Promise<readonly DevicePlace[]>;
   /** Settled when the machine has ended or its thread has failed. */
   readonly ended: Promise<MachineEnd>;
   readonly #doorbell: number;
   readonly #descriptors: number[];
   readonly #streams: Duplex[] = [];
-  readonly #ready = deferred<void>();
+  readonly #ready = deferred<readonly DevicePlace[]>();
   readonly #ended = deferred<MachineEnd>();
   readonly #pending = new Map<number, Deferred<ControlAnswer>>();
   #nextId = 1;
@@ -114,6 +121,11 @@ export class ThreadLink {
     return pending.promise;
   }
 
+  /** Says something that has no answer. No effect when the machine is over. @throws DataCloneError */
+  tell(request: DeviceRequest): void {
+    if (!this.over) this.#post(request);
+  }
+
   /** Ends the thread, which has stopped its machine, and releases everything. */
   async close(): Promise<void> {
     if (!this.over) await this.request({ command: 'stop' }).catch(() => {});
@@ -125,16 +137,20 @@ export class ThreadLink {
 
   #send(request: Request): number {
     const id = this.#nextId++;
-    this.#worker?.postMessage({ id, ...request } satisfies ControlRequest);
-    addon.write(this.#doorbell, DOORBELL, 0, DOORBELL.length);
+    this.#post({ id, ...request });
     return id;
+  }
+
+  #post(request: ControlRequest | DeviceRequest): void {
+    this.#worker?.postMessage(request);
+    addon.write(this.#doorbell, DOORBELL, 0, DOORBELL.length);
   }
 
   #receive(message: MachineMessage, onNotice: (notice: Notice) => void): void {
     switch (message.type) {
       case 'ready':
         this.#built = true;
-        this.#ready.resolve();
+        this.#ready.resolve(message.devices);
         break;
       case 'failed': {
         const error = errorFromData(message.error);

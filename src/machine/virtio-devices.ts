@@ -24,6 +24,8 @@ export interface VirtioParts {
   readonly memory: GuestMemory;
   readonly io: GuestIo;
   readonly host: HostServices;
+  /** The user's. */
+  readonly devices: readonly VirtioDevice[];
   /** Releases a resource with the machine. */
   readonly own: <T extends Disposable>(resource: T) => T;
 }
@@ -44,8 +46,8 @@ export function addVirtioDevices(mmio: Bus, vm: VmFd, parts: VirtioParts): void 
   });
 }
 
-/** Adding a device is a line here. As many as virtioDeviceCount(). */
-function makeDevices({ config, memory, io, host, own }: VirtioParts): VirtioDevice[] {
+/** Adding a device is a line here. As many as virtioDeviceCount(), then the user's. */
+function makeDevices({ config, memory, io, host, own, devices }: VirtioParts): VirtioDevice[] {
   const timer = (onExpired: () => void): OneShotTimer => {
     const timer = new Timer(host.events, onExpired);
     own({ [Symbol.dispose]: () => timer.close() });
@@ -76,5 +78,6 @@ function makeDevices({ config, memory, io, host, own }: VirtioParts): VirtioDevi
     ...(host.consolePorts.length > 0 ? [new VirtioConsole({ ports: host.consolePorts, io })] : []),
     ...(config.rng ? [new Rng({ ...config.rng, now, timer })] : []),
     ...(cid !== undefined && host.vsock ? [new VirtioVsock({ cid, channel: host.vsock, io, warn })] : []),
+    ...devices,
   ];
 }

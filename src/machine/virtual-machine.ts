@@ -25,6 +25,7 @@ import { Timer } from './fd-events.js';
 import { GuestRam } from './guest-ram.js';
 import type { HostServices } from './host-services.js';
 import { gsi, layout, ports, virtioSlot } from './layout.js';
+import type { UserDevices } from './user-devices/user-devices.js';
 import { addVirtioDevices } from './virtio-devices.js';
 
 /** One power-on of a machine: its KVM objects, memory and devices, from a kernel loaded to the guest's end. */
@@ -43,7 +44,7 @@ export class VirtualMachine implements Disposable {
   }
 
   /** Builds a machine and loads its kernel. @throws TsvisorError of every kind that a configuration can cause. */
-  static async build(config: ResolvedConfig, host: HostServices): Promise<VirtualMachine> {
+  static async build(config: ResolvedConfig, host: HostServices, devices: UserDevices): Promise<VirtualMachine> {
     // What is made is released in reverse, here if building fails and in dispose otherwise.
     const resources: Disposable[] = [];
     const own = <T extends Disposable>(resource: T): T => {
@@ -70,12 +71,13 @@ export class VirtualMachine implements Disposable {
       vcpu.setCpuid(cpuid);
       host.statistics.phase('vmCreated');
 
-      const virtio = Array.from({ length: virtioDeviceCount(config) }, (_, index) => virtioSlot(index));
+      const virtioCount = virtioDeviceCount(config) + devices.virtio.length;
+      const virtio = Array.from({ length: virtioCount }, (_, index) => virtioSlot(index));
       const { cpus, serial, acpi } = config;
       const entry = await loadKernel(memory, {
         kernel: config.kernel,
         ...(config.initrd === undefined ? {} : { initrd: config.initrd }),
-        commandLine: commandLine(config, flavour),
+        commandLine: commandLine(config, flavour, devices),
         rsdp: acpi === 'off' ? undefined : writeAcpiTables(memory, { cpus, serial, virtio }),
       });
       writeBootPageTables(memory);
@@ -83,7 +85,10 @@ export class VirtualMachine implements Disposable {
       if (acpi !== 'on') {
         // The PIT, which KVM has at pin 0, and the ISA devices.
         const pins = [0, gsi.serial, gsi.cmos].map((pin) => ({ pin, level: false }));
-        writeMpTable(memory, cpus, [...pins, ...virtio.map(({ gsi }) => ({ pin: gsi, level: true }))]);
+        const own = devices.mmio.flatMap(({ place: { gsi }, trigger }) =>
+          gsi === undefined ? [] : [{ pin: gsi, level: trigger === 'level' }],
+        );
+        writeMpTable(memory, cpus, [...pins, ...virtio.map(({ gsi }) => ({ pin: gsi, level: true })), ...own]);
       }
       setEntryState(vcpu, entry);
       host.statistics.phase('kernelLoaded');
@@ -91,9 +96,10 @@ export class VirtualMachine implements Disposable {
       const assist = Assist && new Assist(vcpu, memory);
       const machine = new VirtualMachine(vcpu, assist, resources);
       machine.#addDevices(vm, config, host);
-      if (virtioDeviceCount(config) > 0) {
+      own(devices.powerOn(memory, vm, machine.mmio));
+      if (virtioCount > 0) {
         const io = own(new GuestIo(ram.regions, host.events));
-        addVirtioDevices(machine.mmio, vm, { config, memory, io, host, own });
+        addVirtioDevices(machine.mmio, vm, { config, memory, io, host, own, devices: devices.virtio });
       }
       host.runHost.attachVcpu(vcpu.fd, vcpu.run);
       return machine;
