@@ -1,7 +1,7 @@
 import { on, once } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import { expect, test } from 'vitest';
-import { Machine, type MachineConfig, type MachineState } from '#dist/index.js';
+import { Machine, type MachineConfig, MachineError, type MachineState } from '#dist/index.js';
 import { guestProgram } from '../support/guest-program.js';
 import { describeKvm } from '../support/kvm.js';
 import { resources } from '../support/process-resources.js';
@@ -28,6 +28,8 @@ const print = (text: string) => `
 
 const RESET = 'mov al, 0xfe; out I8042, al';
 const SPIN = 'spin: jmp spin';
+/** Where the first MMIO device of a program is. */
+const DEVICE = '0xd1000000';
 
 const create = (assembly: string, config: Partial<MachineConfig> = {}, options = {}) =>
   Machine.create({ kernel: guestProgram(assembly), memory: 4 * MiB, ...config }, options);
@@ -112,6 +114,39 @@ describeKvm('a machine', () => {
     });
     while (!text.endsWith('the end\n')) await delay(20);
     expect(text.length).toBeLessThan(rounds * line.length);
+  });
+});
+
+describeKvm('a machine whose thread dies', () => {
+  const die = async () => {
+    const create = Machine.create({
+      kernel: guestProgram(
+        `${print('about to\n')} mov eax, DEVICE; mov dword ptr [rax], 1; ${SPIN}`.replace('DEVICE', DEVICE),
+      ),
+      memory: 4 * MiB,
+      devices: [{ module: new URL('./modules/dies.js', import.meta.url), name: 'dies' }],
+    });
+    await using machine = await create;
+    expect(machine.device('dies').address).toBe(Number(DEVICE));
+    await machine.start();
+    const error = await machine.wait().catch((error) => error);
+    expect(error).toBeInstanceOf(MachineError);
+    expect(error).toMatchObject({
+      code: 'ERR_MACHINE_CRASHED',
+      message: 'the machine thread died: it exited with code 3',
+      console: 'about to',
+    });
+    expect(machine.state).toBe('ended');
+    await expect(machine.metrics()).rejects.toBe(error);
+  };
+
+  test('says so to everybody, leaves nothing behind and the process as it was', async () => {
+    await die();
+    const before = resources();
+    await Promise.all([die(), die(), die()]);
+    const after = resources();
+    expect(after.descriptors).toBe(before.descriptors);
+    expect(after.threads).toBe(before.threads);
   });
 });
 
