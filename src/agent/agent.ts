@@ -1,0 +1,117 @@
+import { AgentError, TsvisorError, UsageError } from '../errors.js';
+import { type Channel, type Connect, DEFAULT_ANSWER_TIMEOUT, request } from './connection.js';
+import { collect, type ExecOptions, type ExecResult, execRequest, type SpawnOptions } from './exec.js';
+import { GuestFileSystem } from './file-system.js';
+import { frameError } from './guest-error.js';
+import { GuestProcess } from './process.js';
+import { encodeFrame, FrameType, FrameWriter } from './protocol.js';
+
+export interface AgentOptions {
+  /** Milliseconds that the agent has to take a request; default 30000. */
+  readonly answerTimeout?: number;
+}
+
+export interface OperationOptions {
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * The agent in a guest: runs programs there and moves files. Operations are independent of each other; each has a
+ * connection of its own. The guest is not trusted: what breaks the protocol ends the operation with ERR_AGENT.
+ *
+ * Every operation rejects with AgentError (ERR_AGENT, ERR_AGENT_TIMEOUT), with the error of a machine that ended, or with
+ * the reason of an aborted `signal`.
+ */
+export class Agent {
+  readonly fs: GuestFileSystem;
+  readonly #channel: Channel;
+
+  /** @param connect opens a connection to AGENT_PORT of the guest; a Duplex for each operation */
+  constructor(connect: Connect, { answerTimeout = DEFAULT_ANSWER_TIMEOUT }: AgentOptions = {}) {
+    this.#channel = { connect, timeout: answerTimeout };
+    this.fs = new GuestFileSystem(this.#channel);
+  }
+
+  /**
+   * Runs a command to its end and collects its output. That of background processes it leaves behind is not waited for.
+   * @throws GuestError ERR_EXEC, TsvisorError ERR_TIMEOUT, UsageError
+   */
+  exec(command: string, options: ExecOptions & { readonly encoding: 'buffer' }): Promise<ExecResult<Buffer>>;
+  exec(command: string, options?: ExecOptions & { readonly encoding?: 'utf8' }): Promise<ExecResult>;
+  exec(command: string, options?: ExecOptions): Promise<ExecResult<string | Buffer>>;
+  async exec(command: string, options: ExecOptions = {}): Promise<ExecResult<string | Buffer>> {
+    const { maxBuffer, encoding = 'utf8' } = options;
+    if (maxBuffer !== undefined && !(maxBuffer >= 0)) throw new UsageError(`maxBuffer: ${maxBuffer} is no size`);
+    if (encoding !== 'utf8' && encoding !== 'buffer')
+      throw new UsageError(`encoding: ${encoding} is not utf8 or buffer`);
+    return await collect(await this.spawn(command, options), options);
+  }
+
+  /** Starts a command, whose streams the caller reads. @throws GuestError ERR_EXEC if it cannot be started, UsageError */
+  async spawn(command: string, options: SpawnOptions = {}): Promise<GuestProcess> {
+    const { signal, timeout, tty } = options;
+    const frame = execRequest(command, options);
+    const deadline = timeout === undefined ? undefined : new Deadline(command, timeout);
+    const either = signal && deadline ? AbortSignal.any([signal, deadline.signal]) : (signal ?? deadline?.signal);
+    try {
+      const connection = await request(this.#channel, frame, either);
+      const process = await GuestProcess.start(connection, Boolean(tty), either);
+      const done = () => deadline?.clear();
+      process.exited.then(done, done);
+      return process;
+    } catch (error) {
+      deadline?.clear();
+      throw error;
+    }
+  }
+
+  /** Resolves when the agent has answered. */
+  async ping({ signal }: OperationOptions = {}): Promise<void> {
+    await this.#ask(encodeFrame(FrameType.ping), signal);
+  }
+
+  /** Has the guest's init power the machine off, or restart it. Resolves when it has been asked to, not when it is done. */
+  async shutdown(action: 'poweroff' | 'reboot' = 'poweroff', { signal }: OperationOptions = {}): Promise<void> {
+    if (action !== 'poweroff' && action !== 'reboot')
+      throw new UsageError(`action: ${action} is not poweroff or reboot`);
+    await this.#ask(new FrameWriter(FrameType.shutdown).u32(action === 'reboot' ? 1 : 0).frame(), signal);
+  }
+
+  /** Sets the guest's clock to the host's. */
+  async syncTime({ signal }: OperationOptions = {}): Promise<void> {
+    const now = Date.now();
+    const nanoseconds = (now % 1000) * 1e6;
+    const frame = new FrameWriter(FrameType.setTime)
+      .u64(BigInt(Math.floor(now / 1000)))
+      .u32(nanoseconds)
+      .frame();
+    await this.#ask(frame, signal);
+  }
+
+  async #ask(frame: Buffer, signal: AbortSignal | undefined): Promise<void> {
+    using connection = await request(this.#channel, frame, signal);
+    const answer = await connection.expect();
+    if (answer.type === FrameType.ok) return;
+    const error = frameError('ERR_GUEST_FILE', answer);
+    throw error instanceof AgentError ? error : new AgentError(error.message);
+  }
+}
+
+class Deadline {
+  readonly #controller = new AbortController();
+  readonly #timer: NodeJS.Timeout;
+
+  constructor(command: string, timeout: number) {
+    this.#timer = setTimeout(() => {
+      this.#controller.abort(new TsvisorError('ERR_TIMEOUT', `'${command}' was not done in ${timeout} ms`));
+    }, timeout);
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  clear(): void {
+    clearTimeout(this.#timer);
+  }
+}

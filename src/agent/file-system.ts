@@ -1,0 +1,201 @@
+import { Readable } from 'node:stream';
+import { GuestError, UsageError } from '../errors.js';
+import { type Channel, type Connection, request } from './connection.js';
+import type { CopyOptions, CopySummary } from './copy.js';
+import { copyIn } from './copy-in.js';
+import { copyOut } from './copy-out.js';
+import { type FileEntry, readEntry } from './file-entry.js';
+import { frameError } from './guest-error.js';
+import {
+  encodeFrame,
+  FrameType,
+  FrameWriter,
+  MAX_DATA,
+  MkdirFlag,
+  RemoveFlag,
+  StatFlag,
+  violation,
+  WriteFlag,
+} from './protocol.js';
+import { expectOk, upload } from './upload.js';
+
+interface Abortable {
+  readonly signal?: AbortSignal;
+}
+
+const DEFAULT_MAX_BYTES = 64 * 1024 * 1024;
+/** Entries of a folder: a guest must not fill the host's memory with them. */
+const MAX_LISTED = 1_000_000;
+
+/**
+ * The guest's files, as its root. Paths are the guest's; relative ones start at /. What the guest refuses rejects with
+ * GuestError ERR_GUEST_FILE, whose `errno` says why.
+ */
+export class GuestFileSystem {
+  readonly #channel: Channel;
+
+  /** For Agent. */
+  constructor(channel: Channel) {
+    this.#channel = channel;
+  }
+
+  /** The contents of a file. @param options.maxBytes more reject with EFBIG; default 64 MiB */
+  readFile(path: string, options: Abortable & { encoding: 'utf8'; maxBytes?: number }): Promise<string>;
+  readFile(path: string, options?: Abortable & { maxBytes?: number }): Promise<Buffer>;
+  async readFile(
+    path: string,
+    {
+      signal,
+      encoding,
+      maxBytes = DEFAULT_MAX_BYTES,
+    }: Abortable & { encoding?: 'utf8' | undefined; maxBytes?: number } = {},
+  ): Promise<string | Buffer> {
+    const chunks: Buffer[] = [];
+    let size = 0;
+    for await (const chunk of this.#read(path, signal)) {
+      size += chunk.length;
+      if (size > maxBytes) {
+        throw new GuestError('ERR_GUEST_FILE', 'EFBIG', `${path} (in the guest): has more than ${maxBytes} bytes`);
+      }
+      chunks.push(chunk);
+    }
+    const contents = Buffer.concat(chunks);
+    return encoding ? contents.toString(encoding) : contents;
+  }
+
+  /** The contents of a file, of any size. */
+  createReadStream(path: string, { signal }: Abortable = {}): Readable {
+    return Readable.from(this.#read(path, signal), { objectMode: false });
+  }
+
+  /**
+   * Writes a file whole: it is there with all of it, or as it was before. A symbolic link's file is written. Devices and
+   * files in /proc and /sys are written in place.
+   * @param options.mode permissions; default those of the file that is replaced, or 0o644
+   */
+  async writeFile(
+    path: string,
+    data: string | Uint8Array | AsyncIterable<Uint8Array>,
+    { signal, mode }: Abortable & { mode?: number } = {},
+  ): Promise<void> {
+    checkMode(mode);
+    const flags = mode === undefined ? 0 : WriteFlag.hasMode;
+    const frame = new FrameWriter(FrameType.write)
+      .u32(flags)
+      .u32(mode ?? 0)
+      .string(path, 'path')
+      .frame();
+    using connection = await this.#request(frame, signal);
+    await expectOk(connection);
+    await upload(connection, dataFrames(data));
+  }
+
+  /** What is in a folder, without `.` and `..`, in no order. Links are not followed. */
+  async list(path: string, { signal }: Abortable = {}): Promise<FileEntry[]> {
+    const frame = new FrameWriter(FrameType.list).string(path, 'path').frame();
+    using connection = await this.#request(frame, signal);
+    const entries: FileEntry[] = [];
+    for (;;) {
+      const frame = await connection.expect();
+      if (frame.type === FrameType.end) return entries;
+      if (frame.type !== FrameType.entry) throw frameError('ERR_GUEST_FILE', frame);
+      if (entries.length === MAX_LISTED) throw violation(`more than ${MAX_LISTED} entries in a folder`);
+      entries.push(readEntry(frame.payload));
+    }
+  }
+
+  /** What a file is. @param options.followSymlinks default true */
+  async stat(
+    path: string,
+    { signal, followSymlinks = true }: Abortable & { followSymlinks?: boolean } = {},
+  ): Promise<FileEntry> {
+    const flags = followSymlinks ? 0 : StatFlag.noFollow;
+    const frame = new FrameWriter(FrameType.stat).u32(flags).string(path, 'path').frame();
+    using connection = await this.#request(frame, signal);
+    const answer = await connection.expect();
+    if (answer.type !== FrameType.entry) throw frameError('ERR_GUEST_FILE', answer);
+    return { ...readEntry(answer.payload), name: path.split('/').at(-1) ?? path };
+  }
+
+  /** Makes a folder. @param options.recursive also those it is in; one that is there is no error. Default false. */
+  async mkdir(
+    path: string,
+    { signal, recursive = false, mode = 0o755 }: Abortable & { recursive?: boolean; mode?: number } = {},
+  ): Promise<void> {
+    checkMode(mode);
+    const flags = recursive ? MkdirFlag.parents : 0;
+    await this.#ask(new FrameWriter(FrameType.mkdir).u32(flags).u32(mode).string(path, 'path'), signal);
+  }
+
+  /**
+   * Removes a file, a link or an empty folder.
+   * @param options.recursive a folder with all that is in it; @param options.force a missing file is no error
+   */
+  async remove(
+    path: string,
+    { signal, recursive = false, force = false }: Abortable & { recursive?: boolean; force?: boolean } = {},
+  ): Promise<void> {
+    const flags = (recursive ? RemoveFlag.recursive : 0) | (force ? RemoveFlag.force : 0);
+    await this.#ask(new FrameWriter(FrameType.remove).u32(flags).string(path, 'path'), signal);
+  }
+
+  /**
+   * Copies a file or folder of the host into the guest, as `guestPath` itself, whose missing parents are made. Modes, times
+   * and symbolic links are kept, a link at `hostPath` itself is followed, owners are root; devices, sockets and FIFOs are left
+   * out. What is there is merged with, file by file.
+   */
+  async copyIn(hostPath: string, guestPath: string, options: CopyOptions = {}): Promise<CopySummary> {
+    const frame = new FrameWriter(FrameType.unpack).string(guestPath, 'guestPath').frame();
+    using connection = await this.#request(frame, options.signal);
+    await expectOk(connection);
+    return await copyIn(connection, hostPath, options);
+  }
+
+  /**
+   * Copies a file or folder of the guest to the host, as copyIn does the other way. Nothing outside `hostPath` is written, no
+   * link there is followed, and setuid and setgid bits are not kept, whatever the guest sends.
+   */
+  async copyOut(guestPath: string, hostPath: string, options: CopyOptions = {}): Promise<CopySummary> {
+    const frame = new FrameWriter(FrameType.pack).string(guestPath, 'guestPath').frame();
+    using connection = await this.#request(frame, options.signal);
+    return await copyOut(connection, hostPath, options);
+  }
+
+  #request(frame: Buffer, signal: AbortSignal | undefined): Promise<Connection> {
+    return request(this.#channel, frame, signal);
+  }
+
+  async #ask(request: FrameWriter, signal: AbortSignal | undefined): Promise<void> {
+    using connection = await this.#request(request.frame(), signal);
+    await expectOk(connection);
+  }
+
+  /** The operation lasts for as long as the generator is used. */
+  async *#read(path: string, signal: AbortSignal | undefined): AsyncGenerator<Buffer> {
+    const frame = new FrameWriter(FrameType.read).string(path, 'path').frame();
+    using connection = await this.#request(frame, signal);
+    for (;;) {
+      const frame = await connection.expect();
+      if (frame.type === FrameType.end) return;
+      if (frame.type !== FrameType.data) throw frameError('ERR_GUEST_FILE', frame);
+      yield frame.payload;
+    }
+  }
+}
+
+function checkMode(mode: number | undefined): void {
+  if (mode !== undefined && !(Number.isInteger(mode) && mode >= 0 && mode <= 0o7777)) {
+    throw new UsageError(`mode: ${mode} is not a number from 0 to 0o7777`);
+  }
+}
+
+async function* dataFrames(data: string | Uint8Array | AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  const source = typeof data === 'string' ? [Buffer.from(data)] : data instanceof Uint8Array ? [data] : data;
+  for await (const chunk of source) {
+    const bytes = typeof chunk === 'string' ? Buffer.from(chunk) : chunk;
+    for (let at = 0; at < bytes.length; at += MAX_DATA) {
+      yield encodeFrame(FrameType.data, bytes.subarray(at, at + MAX_DATA));
+    }
+  }
+  yield encodeFrame(FrameType.end);
+}
