@@ -9,6 +9,8 @@ import { encodeFrame, FrameType, FrameWriter } from './protocol.js';
 export interface AgentOptions {
   /** Milliseconds that the agent has to take a request; default 30000. */
   readonly answerTimeout?: number;
+  /** Is waited for before each operation; default nothing. */
+  readonly ready?: (signal: AbortSignal | undefined) => Promise<void>;
 }
 
 export interface OperationOptions {
@@ -27,8 +29,8 @@ export class Agent {
   readonly #channel: Channel;
 
   /** @param connect opens a connection to AGENT_PORT of the guest; a Duplex for each operation */
-  constructor(connect: Connect, { answerTimeout = DEFAULT_ANSWER_TIMEOUT }: AgentOptions = {}) {
-    this.#channel = { connect, timeout: answerTimeout };
+  constructor(connect: Connect, { answerTimeout = DEFAULT_ANSWER_TIMEOUT, ready }: AgentOptions = {}) {
+    this.#channel = { connect, timeout: answerTimeout, ready };
     this.fs = new GuestFileSystem(this.#channel);
   }
 

@@ -19,6 +19,8 @@ export type Connect = (signal?: AbortSignal) => Promise<Duplex>;
 export interface Channel {
   readonly connect: Connect;
   readonly timeout: number;
+  /** Resolves when the agent can be connected to; what it waits for is not the agent's time. */
+  readonly ready?: ((signal: AbortSignal | undefined) => Promise<void>) | undefined;
 }
 
 /** What the agent says of itself. */
@@ -148,11 +150,12 @@ function lost(cause?: unknown): AgentError {
  * @throws AgentError ERR_AGENT without an agent, or one of another version; ERR_AGENT_TIMEOUT; signal.reason
  */
 export async function request(
-  { connect, timeout }: Channel,
+  { connect, timeout, ready }: Channel,
   frame: Uint8Array,
   signal: AbortSignal | undefined,
 ): Promise<Connection> {
   signal?.throwIfAborted();
+  await ready?.(signal);
   const late = new AbortController();
   const timer = setTimeout(() => {
     late.abort(new AgentError(`the guest's agent did not answer in ${timeout} ms`, 'ERR_AGENT_TIMEOUT'));

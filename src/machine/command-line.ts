@@ -58,6 +58,7 @@ export function commandLine(config: ResolvedConfig, flavour: KvmFlavour, devices
     const { base, gsi } = place;
     words.push(`tsvisor.device=${name}@0x${base.toString(16)}${gsi === undefined ? '' : `:${gsi}`}`);
   }
+  if (config.agent) words.push('tsvisor.agent');
   words.push(config.append);
   return words.join(' ').trim();
 }

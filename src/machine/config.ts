@@ -23,6 +23,11 @@ export interface MachineConfig extends DeviceOptions {
    * `serial` hvc0, if there is one. What the kernel says goes to ttyS0, where it exists, in any case.
    */
   readonly console?: 'ttyS0' | 'hvc0';
+  /**
+   * Whether the guest has tsvisor's agent, for exec(), fs and a graceful stop; it is reached by vsock. Default: the
+   * default guest has it, other images do not. `true` brings it into any Linux image with a kernel that has virtio-vsock.
+   */
+  readonly agent?: boolean;
   /** Terminal type, rows and columns told to the default init through the command line. */
   readonly terminal?: { readonly type: string; readonly rows: number; readonly columns: number };
 }
@@ -37,6 +42,7 @@ export interface ResolvedConfig extends DeviceConfig {
   readonly onReset: 'restart' | 'end';
   readonly serial: boolean;
   readonly console: 'ttyS0' | 'hvc0' | undefined;
+  readonly agent: boolean;
   readonly terminal: MachineConfig['terminal'];
 }
 
@@ -64,9 +70,13 @@ export function resolveConfig(config: MachineConfig & { readonly kernel: string 
   if (onReset !== 'restart' && onReset !== 'end')
     throw new UsageError(`onReset: ${onReset} is neither restart nor end`);
   const { terminal } = config;
-  const devices = resolveDevices(config);
+  const { agent = false } = config;
+  if (typeof agent !== 'boolean') throw new UsageError(`agent: ${agent} is neither true nor false`);
+  if (agent && config.vsock === false)
+    throw new UsageError('vsock: the agent needs it; leave it out, or set agent: false');
+  const devices = resolveDevices(agent ? { ...config, vsock: config.vsock ?? true } : config);
   const console = resolveConsole(config.console, serial, devices);
-  return { kernel, initrd, append, memory, cpus, onReset, serial, console, terminal, ...devices };
+  return { kernel, initrd, append, memory, cpus, onReset, serial, console, agent, terminal, ...devices };
 }
 
 function resolveConsole(

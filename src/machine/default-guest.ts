@@ -68,10 +68,11 @@ export async function withDefaultGuest(
 ): Promise<MachineConfig & { readonly kernel: string }> {
   const { kernel, initrd, append } = config;
   if (kernel !== undefined) return { ...config, kernel };
+  const agent = config.agent ?? config.vsock !== false;
   const progress = (line: string) => onLog('info', line);
   const images = { kernel: await once('kernel', () => kernelPath(undefined, undefined, progress)) };
-  if (initrd !== undefined || namesRoot(append)) return { ...config, ...images };
-  return { ...config, ...images, initrd: await once('initramfs', () => initramfsPath(progress)) };
+  if (initrd !== undefined || namesRoot(append)) return { ...config, ...images, agent };
+  return { ...config, ...images, agent, initrd: await once('initramfs', () => initramfsPath(progress)) };
 }
 
 /** Whether a command line names a root file system: then the default initramfs, which is one, is not wanted. */

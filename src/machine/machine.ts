@@ -1,16 +1,20 @@
 import { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
+import type { ExecOptions, ExecResult, SpawnOptions } from '../agent/exec.js';
+import type { GuestFileSystem } from '../agent/file-system.js';
+import type { GuestProcess } from '../agent/process.js';
 import { FramePort } from '../backends/frame-port.js';
 import type { ConsoleSize } from '../backends/port-stream.js';
 import type { HostForward } from '../backends/user-network/host-forward.js';
 import type { Vsock } from '../backends/vsock/vsock.js';
 import type { VsockHost } from '../backends/vsock/vsock-host.js';
-import { DriveError, MachineError, TsvisorError, UsageError } from '../errors.js';
+import { AgentError, DriveError, MachineError, TsvisorError, UsageError } from '../errors.js';
 import { type MachineConfig, type ResolvedConfig, resolveConfig } from './config.js';
 import { ConsoleTail } from './console-tail.js';
 import { withDefaultGuest } from './default-guest.js';
 import { type DeviceHandle, DeviceHandles } from './device-handle.js';
 import type { MachineEnd, MachineStats } from './end.js';
+import type { MachineAgent, ReadyOptions } from './machine-agent.js';
 import type { MachineState } from './messages.js';
 import { RateLimit, WARNINGS_PER_MINUTE } from './rate-limit.js';
 import { ThreadLink } from './thread-link.js';
@@ -20,12 +24,22 @@ import { UserNetworks } from './user-networks.js';
 /** Lines of the guest's console that an error carries. */
 const ERROR_CONSOLE_LINES = 20;
 
+const DEFAULT_STOP_TIMEOUT = 30_000;
+
 /** Host-side hooks of a machine. */
 export interface MachineOptions {
   /** Receives the machine thread's log lines; silent by default. */
   readonly onLog?: (level: 'debug' | 'info' | 'warn', message: string) => void;
   /** Ends the machine at once when it aborts; create() then rejects with its reason. */
   readonly signal?: AbortSignal;
+}
+
+/** How to end a machine. */
+export interface StopOptions {
+  /** Whether the guest is asked to power off first; default false. */
+  readonly graceful?: boolean;
+  /** Milliseconds that it has for that, 0 to 2^31 - 1; default 30000. */
+  readonly timeout?: number;
 }
 
 /** What a machine emits, with the arguments of each event. */
@@ -65,6 +79,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   readonly #devices: DeviceHandles;
   readonly #frames = new Map<number, FramePort>();
   readonly #vsock: VsockHost | undefined;
+  readonly #agent: MachineAgent | undefined;
   readonly #consoleTail = new ConsoleTail();
   readonly #ended: Promise<MachineEnd>;
   #state: MachineState = 'created';
@@ -75,6 +90,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     options: MachineOptions,
     networks: UserNetworks,
     vsock: VsockHost | undefined,
+    Agent: typeof MachineAgent | undefined,
   ) {
     super();
     this.#networks = networks;
@@ -98,6 +114,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     });
     const [vsockHere, vsockThere] = vsock ? link.openStream() : [];
     if (vsockHere) vsock?.attach(vsockHere);
+    this.#agent = vsock && Agent && new Agent(vsock, () => this.#mustRun());
     for (const stream of [serial, ...this.#ports.filter((port) => port.console).map((port) => port.stream)]) {
       this.#unread.set(stream, discardWhileUnread(stream));
     }
@@ -157,7 +174,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     let vsock: VsockHost | undefined;
     try {
       vsock = await openVsock(resolved, options);
-      machine = new Machine(resolved, options, networks, vsock);
+      const agent = resolved.agent ? (await import('./machine-agent.js')).MachineAgent : undefined;
+      machine = new Machine(resolved, options, networks, vsock, agent);
       machine.#endOnAbort(signal);
       machine.#devices.place(await machine.#link.ready);
       signal?.throwIfAborted();
@@ -195,6 +213,51 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     throw new UsageError('this machine has no vsock; make it with vsock: true');
   }
 
+  /**
+   * Resolves when the guest can be asked: its agent has said that it is there. exec(), spawn() and fs wait for that
+   * themselves, for as long as the default says.
+   * @throws AgentError ERR_AGENT_TIMEOUT, the error of the machine's end, UsageError without an agent, or the signal's
+   * reason.
+   */
+  async ready(options: ReadyOptions = {}): Promise<void> {
+    await this.#ask((agent) => {
+      this.#mustRun();
+      return agent.ready(options);
+    });
+  }
+
+  /**
+   * Runs a command in the guest to its end and collects its output. That it fails is a result, not an error.
+   *
+   * ```js
+   * const { code, stdout } = await machine.exec('ls -l | wc -l');
+   * await machine.exec('sort', { args: ['-n'], stdin: '3\n1\n2\n', user: 'nobody', timeout: 5000 });
+   * ```
+   * @param command a command line for the guest's /bin/sh; with `args`, a program that is run without a shell.
+   * @throws GuestError ERR_EXEC when it cannot be started, TsvisorError ERR_TIMEOUT, AgentError, the error of the
+   * machine's end, UsageError, or the signal's reason.
+   */
+  exec(command: string, options: ExecOptions & { readonly encoding: 'buffer' }): Promise<ExecResult<Buffer>>;
+  exec(command: string, options?: ExecOptions & { readonly encoding?: 'utf8' }): Promise<ExecResult>;
+  exec(command: string, options: ExecOptions = {}): Promise<ExecResult<string | Buffer>> {
+    return this.#ask(({ agent }) => agent.exec(command, options));
+  }
+
+  /** Starts a command in the guest, whose streams the program reads and writes. @throws as exec(). */
+  spawn(command: string, options: SpawnOptions = {}): Promise<GuestProcess> {
+    return this.#ask(({ agent }) => agent.spawn(command, options));
+  }
+
+  /** The guest's files. @throws UsageError when the guest has no agent. */
+  get fs(): GuestFileSystem {
+    return this.#needAgent().agent.fs;
+  }
+
+  /** Sets the guest's clock to the host's, as after a long pause. @throws as exec(). */
+  syncTime(): Promise<void> {
+    return this.#ask(({ agent }) => agent.syncTime());
+  }
+
   /** Runs the guest from its entry point. */
   async start(): Promise<void> {
     await this.#link.request({ command: 'start' });
@@ -213,8 +276,15 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     this.#setState('running');
   }
 
-  /** Ends the machine at once, as if its power were cut. No effect on one that has ended. */
-  async stop(): Promise<MachineEnd> {
+  /**
+   * Ends the machine: at once, as if its power were cut, or gracefully, by asking the guest to power off and cutting the
+   * power when it has not within `timeout`. No effect on one that has ended.
+   * @returns how it ended: `guest-shutdown` when the guest did as it was asked, `stopped` otherwise.
+   * @throws UsageError for a graceful stop of a guest without an agent.
+   */
+  async stop({ graceful = false, timeout = DEFAULT_STOP_TIMEOUT }: StopOptions = {}): Promise<MachineEnd> {
+    if (!(timeout >= 0 && timeout < 2 ** 31)) throw new UsageError(`timeout: ${timeout} is not 0 to 2^31 - 1 ms`);
+    if (graceful) await this.#powerOff(timeout);
     // The guest may end between the check and the request: then wait() tells how.
     if (!this.#link.over) await this.#link.request({ command: 'stop' }).catch(() => {});
     return this.wait();
@@ -304,6 +374,36 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     return this.close();
   }
 
+  async #powerOff(timeout: number): Promise<void> {
+    const { agent } = this.#needAgent();
+    if (this.#link.over || this.#state !== 'running') return; // what does not run cannot be asked
+    const late = AbortSignal.timeout(timeout);
+    const tooLate = new Promise<void>((resolve) => late.addEventListener('abort', () => resolve()));
+    const done = agent.shutdown('poweroff', { signal: late }).then(() => this.wait());
+    await Promise.race([done.catch(() => {}), tooLate]);
+  }
+
+  #needAgent(): MachineAgent {
+    if (this.#agent) return this.#agent;
+    throw new UsageError('this machine’s guest has no agent; make it with agent: true');
+  }
+
+  /** @throws TsvisorError where it is no use to wait for the guest. */
+  #mustRun(): void {
+    if (this.#state !== 'created') return;
+    throw new TsvisorError('ERR_MACHINE_STATE', 'the machine has not been started; call start() first');
+  }
+
+  /** Asks the guest; what fails is told with what the guest said last. */
+  async #ask<T>(question: (agent: MachineAgent) => Promise<T>): Promise<T> {
+    const agent = this.#needAgent();
+    try {
+      return await question(agent);
+    } catch (error) {
+      throw error instanceof AgentError ? this.#explain(error) : error;
+    }
+  }
+
   #endOnAbort(signal: AbortSignal | undefined): void {
     if (!signal) return;
     const onAbort = () => void this.stop().catch(() => {});
@@ -315,6 +415,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   #over(error: Error): void {
     this.#removeAbort();
     void this.#networks.close();
+    this.#agent?.close(error);
     this.#vsock?.close(error);
     this.#devices.close();
     this.#setState('ended');
