@@ -29,6 +29,10 @@ function lazily<T>(usage: string, describe: string, load: () => Promise<CommandM
 /** Every command, in the order of the help. */
 export const COMMANDS: readonly Command[] = [
   lazily('run', 'Boot a Linux guest, with this terminal as its console', () => import('./run.js')),
+  lazily('ps', 'List the machines that have a name', () => import('./ps.js')),
+  lazily('console <name>', 'Join the console of a machine', () => import('./console.js')),
+  lazily('logs <name>', 'Print what the console of a machine said', () => import('./logs.js')),
+  lazily('stop <name>', 'End a machine', () => import('./stop.js')),
   lazily('doctor', 'Say what this host offers, and what to do about each lack', () => import('./doctor.js')),
   lazily('kernel <action> [flavour]', 'Build, list or locate guest kernels', () => import('./kernel.js')),
   lazily('initramfs <action>', 'Build or locate the default initramfs', () => import('./initramfs.js')),

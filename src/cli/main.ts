@@ -3,6 +3,7 @@ import type { Argv } from 'yargs';
 import { errorToData, UsageError } from '../errors.js';
 import { COMMANDS, nameOf } from './commands.js';
 import { ERROR_EXIT } from './exit-codes.js';
+import { SignalError } from './signals.js';
 
 // The CommonJS build: the other one breaks lines of help inside words.
 const yargs: (args: readonly string[]) => Argv = createRequire(import.meta.url)('yargs/yargs');
@@ -52,6 +53,7 @@ export async function main(argv: readonly string[]): Promise<void> {
   try {
     await (await parserOf(argv.slice(2))).parseAsync();
   } catch (error) {
+    if (error instanceof SignalError) process.exit(error.exitCode);
     const { code, message, stack } = errorToData(error);
     process.stderr.write(code === 'ERR_INTERNAL' ? `tsvisor: ${stack ?? message}\n` : `tsvisor: ${message}\n`);
     process.exitCode = ERROR_EXIT[code];

@@ -1,18 +1,5 @@
-import type { Argv } from 'yargs';
-import type { MachineConfig } from '../machine/config.js';
-import { initramfsPath, kernelPath, namesRoot } from '../machine/default-guest.js';
-import type { ConsolePortConfig } from '../machine/device-config.js';
-import { type MachineEnd, type MachineStats, now } from '../machine/end.js';
-import { Machine } from '../machine/machine.js';
-import { parseDrive } from './drive-option.js';
-import { createLog, LOG_LEVELS } from './log.js';
-import { chosenForwards, parseNetworks } from './net-option.js';
-import { parseNumber, parseSeconds } from './number.js';
-import { OutputFile } from './output-file.js';
-import { Session } from './session.js';
-import { parseSize } from './size.js';
-import { CONSOLE_PORT, parseStreams } from './streams.js';
-import { parseVsock } from './vsock-option.js';
+import type { ArgumentsCamelCase, Argv } from 'yargs';
+import { LOG_LEVELS } from './log.js';
 
 export function builder(yargs: Argv) {
   return yargs
@@ -75,6 +62,18 @@ export function builder(yargs: Argv) {
       default: false,
       describe: 'a guest reset ends the machine, not restarts it',
     })
+    .option('name', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'a name, by which exec, shell, cp, console, logs and stop find the machine',
+    })
+    .option('detach', {
+      alias: 'd',
+      type: 'boolean',
+      default: false,
+      describe: 'run in the background: print the name and return when the guest runs',
+    })
+    .option('json', { type: 'boolean', default: false, describe: 'with --detach: one JSON object on stdout' })
     .option('stats', { type: 'string', requiresArg: true, describe: 'write timings and counters as JSON to this file' })
     .option('timeout', { type: 'string', requiresArg: true, describe: 'end the machine after this many seconds' })
     .option('log-level', { choices: LOG_LEVELS, default: 'silent' as const, describe: 'structured log on stderr' })
@@ -95,79 +94,9 @@ export function builder(yargs: Argv) {
     );
 }
 
-type RunArguments = Awaited<ReturnType<typeof builder>['argv']>;
+export type RunArguments = ArgumentsCamelCase<Awaited<ReturnType<typeof builder>['argv']>>;
 
 export async function handler(args: RunArguments): Promise<void> {
-  const streams = parseStreams(args);
-  const timeout = args.timeout === undefined ? undefined : parseSeconds('timeout', args.timeout);
-  const memory = parseSize('memory', args.memory);
-  const vsock = parseVsock(args.vsock);
-  const stats = args.stats === undefined ? undefined : new OutputFile('stats', args.stats);
-  try {
-    const options = await createLog(args.logLevel);
-    const config: MachineConfig = {
-      kernel: args.kernel ?? (await kernelPath()),
-      ...(await initrdOf(args)),
-      append: args.append ?? '',
-      memory,
-      cpus: parseNumber('cpus', args.cpus, 'a number of vCPUs', 0, 1024),
-      onReset: args.noReboot ? 'end' : 'restart',
-      serial: streams.serial.target.kind !== 'none',
-      consolePorts: consolePorts(streams),
-      ...(streams.console.target.kind === 'stdio' ? { console: 'hvc0' } : {}),
-      ...terminalOf(streams),
-      networks: parseNetworks(args.net),
-      drives: (args.drive ?? []).map(parseDrive),
-      rng: args.rng,
-      ...(vsock && { vsock }),
-      acpi: args.acpi,
-    };
-    await using machine = await Machine.create(config, options);
-    for (const line of chosenForwards(config.networks ?? [], machine.hostForwards)) {
-      process.stderr.write(`tsvisor: ${line}\n`);
-    }
-    const session = new Session(machine, streams, timeout);
-    const { code, end } = await session.run();
-    if (code !== 0 && end.reason !== 'guest-exit' && end.reason !== 'stopped') {
-      process.stderr.write(`tsvisor: ${end.message}\n`);
-    }
-    const numbers = await machine.metrics();
-    stats?.commit(`${JSON.stringify(report(numbers, end, code), null, 2)}\n`);
-    process.exitCode = code;
-  } finally {
-    stats?.discard();
-  }
-}
-
-function consolePorts({ console, ports }: ReturnType<typeof parseStreams>): ConsolePortConfig[] {
-  const terminal = console.target.kind === 'none' ? [] : [{ name: CONSOLE_PORT, console: true }];
-  return [...terminal, ...ports.map(({ name }) => ({ name }))];
-}
-
-/** The user's initrd; the default one only for the default kernel, unless that is told of a root file system. */
-async function initrdOf({ kernel, initrd, append }: RunArguments): Promise<{ initrd?: string }> {
-  if (initrd !== undefined) return { initrd };
-  return kernel === undefined && !namesRoot(append) ? { initrd: await initramfsPath() } : {};
-}
-
-function terminalOf({ serial, console }: ReturnType<typeof parseStreams>): Pick<MachineConfig, 'terminal'> {
-  const { stdin, stdout, env } = process;
-  if ((serial.target.kind !== 'stdio' && console.target.kind !== 'stdio') || !stdin.isTTY || !stdout.isTTY) return {};
-  return { terminal: { type: env.TERM ?? 'vt102', rows: stdout.rows, columns: stdout.columns } };
-}
-
-/** The JSON of --stats; times in ms since this process started. */
-function report(stats: MachineStats, end: MachineEnd, code: number): object {
-  const start = now() - process.uptime() * 1e3;
-  const since = (times: Readonly<Record<string, number | undefined>>) =>
-    Object.fromEntries(Object.entries(times).map(([name, at]) => [name, Number(((at ?? 0) - start).toFixed(3))]));
-  return {
-    phases: since(stats.phases),
-    milestones: since(stats.milestones),
-    exits: stats.exits,
-    assists: stats.assists,
-    devices: stats.devices,
-    peakRssBytes: process.resourceUsage().maxRSS * 1024,
-    end: { reason: end.reason, code, message: end.message },
-  };
+  const { runMachine } = await import('./run-machine.js');
+  await runMachine(args);
 }

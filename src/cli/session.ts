@@ -4,7 +4,9 @@ import { TsvisorError } from '../errors.js';
 import { deferred } from '../machine/deferred.js';
 import type { MachineEnd } from '../machine/end.js';
 import type { Machine } from '../machine/machine.js';
-import { CLOSED_STDOUT_EXIT, END_EXIT, ERROR_EXIT, ESCAPE_EXIT, SIGNAL_EXIT, TIMEOUT_EXIT } from './exit-codes.js';
+import { CLOSED_STDOUT_EXIT, END_EXIT, ERROR_EXIT, ESCAPE_EXIT, TIMEOUT_EXIT } from './exit-codes.js';
+import type { Ended } from './machines/control-protocol.js';
+import { onSignals } from './signals.js';
 import {
   CONSOLE_PORT,
   type Connection,
@@ -20,11 +22,22 @@ const STOP_GRACE = 5000;
 
 const CTRL_D = '\x04';
 
-/** One machine on this terminal, until it ends or a signal, the escape key, a closed stdout or the clock ends it. */
+export interface SessionOptions {
+  /** Ends the machine after so many milliseconds. */
+  readonly timeout?: number | undefined;
+  /** Leaves this process's stdin and stdout alone: what would be on them is only for who joins the console. */
+  readonly detached?: boolean;
+}
+
+/** One machine of this process, until it ends or a signal, a client, the escape key, a closed stdout or the clock ends it. */
 export class Session {
+  readonly detached: boolean;
   readonly #machine: Machine;
   readonly #streams: ReturnType<typeof parseStreams>;
   readonly #timeout: number | undefined;
+  readonly #ended = deferred<Ended>();
+  #startedAt: number | undefined;
+  #forced = false;
   readonly #connections: Connection[] = [];
   readonly #stopped = deferred<void>();
   /** The exit code of what stopped the machine from outside. */
@@ -34,23 +47,60 @@ export class Session {
   #restoreTerminal = () => {};
   #removeResize = () => {};
 
-  constructor(machine: Machine, streams: ReturnType<typeof parseStreams>, timeout: number | undefined) {
+  constructor(machine: Machine, streams: ReturnType<typeof parseStreams>, options: SessionOptions) {
     this.#machine = machine;
     this.#streams = streams;
-    this.#timeout = timeout;
+    this.#timeout = options.timeout;
+    this.detached = options.detached ?? false;
   }
 
-  async run(): Promise<{ code: number; end: MachineEnd }> {
-    const removeSignals = this.#handleSignals();
+  /** The guest's console that stdin and stdout stand for, if one does. */
+  get terminal(): Duplex | undefined {
+    if (this.terminalIsConsolePort) return this.#machine.port(CONSOLE_PORT);
+    return this.#streams.serial.target.kind === 'stdio' ? this.#machine.serial : undefined;
+  }
+
+  /** Whether it is hvc0, which has a size. */
+  get terminalIsConsolePort(): boolean {
+    return this.#streams.console.target.kind === 'stdio';
+  }
+
+  /** Milliseconds since the guest was started. */
+  get uptime(): number {
+    return this.#startedAt === undefined ? 0 : Math.round(performance.now() - this.#startedAt);
+  }
+
+  /** Resolves when the machine has ended. */
+  get ended(): Promise<Ended> {
+    return this.#ended.promise;
+  }
+
+  /** For a client: ends the machine and resolves when it has ended. */
+  stop({ force }: { force: boolean; timeout: number }): Promise<Ended> {
+    if (force) this.#stop(ESCAPE_EXIT);
+    else this.#stop(ESCAPE_EXIT);
+    return this.ended;
+  }
+
+  /** @param onStart called when the guest runs */
+  async run(onStart = () => {}): Promise<{ code: number; end: MachineEnd }> {
+    const removeSignals = onSignals((code) => this.#stop(code));
     const timer = this.#timeout && setTimeout(() => this.#stop(TIMEOUT_EXIT), this.#timeout);
     try {
       await this.#connectAll();
       await this.#machine.start();
+      this.#startedAt = performance.now();
+      onStart();
       const end = await this.#machine.wait();
       // What the guest said last is still on its way, unless nobody waits for it any more.
       await Promise.race([Promise.all(this.#connections.map((c) => c.done())), this.#stopped.promise]);
       if (this.#failure) throw this.#failure;
-      return { code: this.#exitCode(end), end };
+      const code = this.#exitCode(end);
+      this.#ended.resolve({ message: end.message, exitCode: code, forced: this.#forced });
+      return { code, end };
+    } catch (error) {
+      this.#ended.reject(error as Error);
+      throw error;
     } finally {
       if (timer) clearTimeout(timer);
       clearInterval(this.#endOfInput);
@@ -78,23 +128,12 @@ export class Session {
     }, STOP_GRACE).unref();
   }
 
-  #handleSignals(): () => void {
-    const handlers = Object.entries(SIGNAL_EXIT).map(([signal, code]) => {
-      const onSignal = () => this.#stop(code);
-      process.on(signal, onSignal);
-      return () => process.removeListener(signal, onSignal);
-    });
-    return () => {
-      for (const remove of handlers) remove();
-    };
-  }
-
   async #connectAll(): Promise<void> {
     const { serial, console, ports } = this.#streams;
     await this.#connect(this.#machine.serial, serial);
     if (console.target.kind !== 'none') await this.#connect(this.#machine.port(CONSOLE_PORT), console);
     for (const port of ports) await this.#connect(this.#machine.port(port.name), port);
-    if (console.target.kind === 'stdio') await this.#followSize();
+    if (console.target.kind === 'stdio' && !this.detached) await this.#followSize();
   }
 
   async #connect(stream: Duplex, { option, target }: StreamRequest): Promise<void> {
@@ -114,6 +153,10 @@ export class Session {
         this.#connections.push(await connectSocket(stream, option, target.path));
         break;
       case 'stdio':
+        if (this.detached) {
+          this.#connections.push(untilEnd(stream));
+          break;
+        }
         this.#connections.push(this.#connectStdout(stream));
         this.#connectStdin(stream);
         break;
@@ -123,16 +166,14 @@ export class Session {
   #connectStdout(stream: Duplex): Connection {
     process.stdout.on('error', () => this.#stop(CLOSED_STDOUT_EXIT));
     stream.pipe(process.stdout, { end: false });
-    const written = finished(stream, { writable: false }).catch(() => {});
-    return { done: () => written, close: () => {} };
+    return untilEnd(stream);
   }
 
   #connectStdin(stream: Duplex): void {
     const { stdin } = process;
     if (stdin.isTTY) {
-      const filter = new EscapeFilter(
-        () => this.#stop(ESCAPE_EXIT),
-        (text) => process.stderr.write(text),
+      const filter = new EscapeFilter({ x: { does: 'end the machine', run: () => this.#stop(ESCAPE_EXIT) } }, (text) =>
+        process.stderr.write(text),
       );
       this.#restoreTerminal = rawTerminal();
       stdin.pipe(filter).pipe(stream, { end: false });
@@ -164,4 +205,10 @@ export class Session {
     this.#removeResize = () => stdout.removeListener('resize', onResize);
     await tell();
   }
+}
+
+/** A stream that somebody else reads. */
+function untilEnd(stream: Duplex): Connection {
+  const read = finished(stream, { writable: false }).catch(() => {});
+  return { done: () => read, close: () => {} };
 }

@@ -1,20 +1,22 @@
 import { Transform, type TransformCallback } from 'node:stream';
 
 const CTRL_A = 0x01;
-const HELP = '\r\nCtrl-A x  end the machine    Ctrl-A Ctrl-A  send Ctrl-A    Ctrl-A h  this help\r\n';
+
+/** What Ctrl-A and a key do, by the key in lower case. */
+export type EscapeKeys = Readonly<Record<string, { readonly does: string; readonly run: () => void }>>;
 
 /**
- * What a person types, less the escape sequences: Ctrl-A then x, h or Ctrl-A (the keys of `qemu -nographic`). Ctrl-A and
- * anything else go to the guest as they are.
+ * What a person types, less the escape sequences: Ctrl-A then one of the keys, h for help, or Ctrl-A (as in
+ * `qemu -nographic`). Ctrl-A and anything else go to the guest as they are.
  */
 export class EscapeFilter extends Transform {
   #escaped = false;
-  readonly #onQuit: () => void;
+  readonly #keys: EscapeKeys;
   readonly #print: (text: string) => void;
 
-  constructor(onQuit: () => void, print: (text: string) => void) {
+  constructor(keys: EscapeKeys, print: (text: string) => void) {
     super();
-    this.#onQuit = onQuit;
+    this.#keys = keys;
     this.#print = print;
   }
 
@@ -28,15 +30,20 @@ export class EscapeFilter extends Transform {
       }
       this.#escaped = false;
       const key = String.fromCharCode(byte).toLowerCase();
-      if (key === 'x') {
-        this.#onQuit();
+      if (Object.hasOwn(this.#keys, key)) {
+        this.#keys[key]?.run();
         break;
       }
-      if (key === 'h' || key === '?') this.#print(HELP);
+      if (key === 'h' || key === '?') this.#print(this.#help());
       else if (byte === CTRL_A) out.push(CTRL_A);
       else out.push(CTRL_A, byte);
     }
     done(null, Buffer.from(out));
+  }
+
+  #help(): string {
+    const keys = Object.entries(this.#keys).map(([key, { does }]) => `Ctrl-A ${key}  ${does}    `);
+    return `\r\n${keys.join('')}Ctrl-A Ctrl-A  send Ctrl-A    Ctrl-A h  this help\r\n`;
   }
 }
 

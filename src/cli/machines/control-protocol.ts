@@ -1,0 +1,69 @@
+import type { ErrorData } from '../../errors.js';
+
+/**
+ * The protocol of a machine's control.sock: JSON, one object a line, UTF-8. A client sends a request and gets one answer
+ * before it sends the next. After the answer to `console` the connection carries the console's bytes, both ways.
+ */
+export const CONTROL_VERSION = 1;
+
+/** Bytes of a line, its end included. */
+export const MAX_LINE = 16 * 1024;
+/** Connections at a time; more are closed at once. */
+export const MAX_CLIENTS = 64;
+/** How long a client may be silent while it is owed nothing, in milliseconds. */
+export const IDLE_MS = 10_000;
+
+/** What each method takes and gives. */
+export interface ControlMethods {
+  status: { params: Record<string, never>; result: MachineStatus };
+  /** Answered when the machine has ended. */
+  wait: { params: Record<string, never>; result: Ended };
+  /** Answered when the guest's agent has said hello; how long to wait for that in milliseconds. */
+  ready: { params: { timeout: number }; result: Record<string, never> };
+  /**
+   * Ends the machine, and is answered when it has ended: the agent powers it off, or after this many milliseconds, or at
+   * once with `force` or without an agent, its power is cut.
+   */
+  stop: { params: { timeout: number; force: boolean }; result: Ended };
+  /** Joins the console. */
+  console: { params: Record<string, never>; result: Record<string, never> };
+  /** Tells the guest the size of the console's terminal, if it has one. */
+  resize: { params: { rows: number; columns: number }; result: Record<string, never> };
+}
+
+export type ControlMethod = keyof ControlMethods;
+
+export interface MachineStatus {
+  readonly name: string;
+  readonly pid: number;
+  readonly state: string;
+  /** Milliseconds since the guest was started. */
+  readonly uptime: number;
+  /** Bytes of guest RAM. */
+  readonly memory: number;
+  readonly cpus: number;
+  /** Path. */
+  readonly kernel: string;
+  /** Whether there is a console to join. */
+  readonly console: boolean;
+  /** Path of the hybrid vsock's Unix socket. */
+  readonly vsock: string;
+  readonly detached: boolean;
+}
+
+export interface Ended {
+  /** One line for a person. */
+  readonly message: string;
+  /** What the machine's process exits with. */
+  readonly exitCode: number;
+  /** Whether the guest was given the time to power off and did not. */
+  readonly forced: boolean;
+}
+
+export interface ControlRequest {
+  readonly version: number;
+  readonly method: ControlMethod;
+  readonly params: unknown;
+}
+
+export type ControlAnswer = { readonly result: unknown } | { readonly error: ErrorData };

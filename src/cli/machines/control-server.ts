@@ -1,0 +1,132 @@
+import { createServer, type Server, type Socket } from 'node:net';
+import { errorToData, TsvisorError, UsageError } from '../../errors.js';
+import {
+  CONTROL_VERSION,
+  type ControlAnswer,
+  type ControlMethod,
+  type ControlMethods,
+  IDLE_MS,
+  MAX_CLIENTS,
+  MAX_LINE,
+} from './control-protocol.js';
+import { LineReader } from './line-reader.js';
+
+/** What a machine does when it is asked; whatever it throws is the client's answer. */
+export type ControlHandlers = {
+  readonly [M in Exclude<ControlMethod, 'console'>]: (
+    params: ControlMethods[M]['params'],
+  ) => Promise<ControlMethods[M]['result']>;
+} & {
+  /** Takes the connection over once its client has been told so. @throws TsvisorError when there is no console. */
+  readonly console: () => (client: Socket, typed: Buffer) => void;
+};
+
+/** A machine's end of the control protocol. No client, whatever it does, concerns another one or the machine. */
+export class ControlServer implements AsyncDisposable {
+  readonly #server: Server;
+  readonly #clients = new Set<Socket>();
+
+  private constructor(handlers: ControlHandlers) {
+    this.#server = createServer((client) => {
+      this.#clients.add(client);
+      client.on('error', () => {}); // it left in a hurry
+      client.on('close', () => this.#clients.delete(client));
+      void serve(client, handlers).catch(() => client.destroy());
+    });
+    this.#server.maxConnections = MAX_CLIENTS;
+  }
+
+  /** @param path of a socket to be, in a folder of this user alone. @throws TsvisorError ERR_OUTPUT */
+  static listen(path: string, handlers: ControlHandlers): Promise<ControlServer> {
+    const control = new ControlServer(handlers);
+    const mask = process.umask(0o177);
+    try {
+      return new Promise((resolve, reject) => {
+        control.#server.on('error', (error: NodeJS.ErrnoException) => {
+          const reason = error.code ?? error.message;
+          reject(new TsvisorError('ERR_OUTPUT', `cannot make the control socket ${path}: ${reason}`, { cause: error }));
+        });
+        control.#server.listen(path, () => resolve(control)); // makes the path at once
+      });
+    } finally {
+      process.umask(mask);
+    }
+  }
+
+  /** Lets clients read what they were told, for a moment; then nothing of them is left. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
+    for (const client of this.#clients) client.end();
+    const impatience = setTimeout(() => {
+      for (const client of this.#clients) client.destroy();
+    }, 500);
+    await closed;
+    clearTimeout(impatience);
+  }
+}
+
+async function serve(client: Socket, handlers: ControlHandlers): Promise<void> {
+  const lines = new LineReader(client, MAX_LINE);
+  const tell = (answer: ControlAnswer) => client.write(`${JSON.stringify(answer)}\n`);
+  for (;;) {
+    const idle = setTimeout(() => client.destroy(), IDLE_MS);
+    let line: string | undefined;
+    try {
+      line = await lines.next();
+    } catch (error) {
+      client.end(`${JSON.stringify({ error: errorToData(new UsageError((error as Error).message)) })}\n`);
+      return;
+    } finally {
+      clearTimeout(idle);
+    }
+    if (line === undefined) {
+      client.end();
+      return;
+    }
+    try {
+      const { method, params } = parseRequest(line);
+      if (method === 'console') {
+        const takeOver = handlers.console();
+        tell({ result: {} });
+        takeOver(client, lines.rest());
+        return;
+      }
+      tell({ result: await (handlers[method] as (params: unknown) => Promise<unknown>)(params) });
+    } catch (error) {
+      const { name, code, message } = errorToData(error);
+      tell({ error: { name, code, message } });
+    }
+  }
+}
+
+const isNumber = (value: unknown, min: number, max: number) =>
+  typeof value === 'number' && value >= min && value <= max;
+const isSize = (value: unknown) => isNumber(value, 1, 65535) && Number.isInteger(value);
+
+/** Each method, and whether its parameters are what they should be. */
+const CHECKS: Readonly<Record<ControlMethod, (params: Readonly<Record<string, unknown>>) => boolean>> = {
+  status: () => true,
+  wait: () => true,
+  ready: ({ timeout }) => isNumber(timeout, 0, 2 ** 31 - 1),
+  stop: ({ timeout, force }) => isNumber(timeout, 0, 2 ** 31 - 1) && typeof force === 'boolean',
+  console: () => true,
+  resize: ({ rows, columns }) => isSize(rows) && isSize(columns),
+};
+
+function parseRequest(line: string): { method: ControlMethod; params: object } {
+  let request: unknown;
+  try {
+    request = JSON.parse(line);
+  } catch {
+    throw new UsageError('a request is one line of JSON');
+  }
+  const { version, method, params = {} } = (typeof request === 'object' && request) as Record<string, unknown>;
+  if (version !== CONTROL_VERSION) {
+    throw new UsageError(`this machine speaks version ${CONTROL_VERSION} of the control protocol, not ${version}`);
+  }
+  if (typeof method !== 'string' || !Object.hasOwn(CHECKS, method)) throw new UsageError(`no method '${method}'`);
+  if (typeof params !== 'object' || params === null || !CHECKS[method as ControlMethod](params as never)) {
+    throw new UsageError(`${method}: wrong parameters`);
+  }
+  return { method: method as ControlMethod, params };
+}
