@@ -1,5 +1,6 @@
 import type { GuestMemory } from '../memory/guest-memory.js';
 
+/** How much a line of the log matters. */
 export type LogLevel = 'debug' | 'info' | 'warn';
 
 /** A one-shot timer of a device. */
@@ -32,6 +33,7 @@ export interface DeviceHost {
   readonly memory: GuestMemory;
   /** @throws RangeError for too many. */
   timer(onExpired: () => void): Timer;
+  /** A line for the machine's log. */
   log(level: LogLevel, message: string): void;
 }
 

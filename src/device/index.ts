@@ -1,9 +1,19 @@
 /**
- * `tsvisor/device`: devices of one's own. A module whose export extends VirtioDevice or MmioDevice is named in the
+ * Devices of one's own. A module whose export extends VirtioDevice or MmioDevice is named in the
  * `devices` of a machine's configuration; docs/devices.md says how.
+ *
+ * @module tsvisor/device
  */
 
 export type { GuestMemory } from '../memory/guest-memory.js';
 export type { Channel, Device, DeviceHost, DeviceInit, LogLevel, Timer } from './device.js';
 export { type Interrupt, MmioDevice, type MmioDeviceHost } from './mmio-device.js';
-export { type Buffers, type Chain, feature, type Queue, VirtioDevice, type VirtioDeviceHost } from './virtio-device.js';
+export {
+  type Buffers,
+  type Chain,
+  feature,
+  type Queue,
+  VirtioDevice,
+  type VirtioDeviceHost,
+  type WritableBuffers,
+} from './virtio-device.js';

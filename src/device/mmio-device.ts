@@ -45,6 +45,6 @@ export abstract class MmioDevice<Options = unknown> extends Device<Options, Mmio
    */
   abstract read(offset: number, size: 1 | 2 | 4): number;
 
-  /** The guest writes, where and how it likes, as with read(). @param value 0 to 2^(8 × size) - 1. */
+  /** The guest writes a value from 0 to 2^(8 × size) - 1, where and how it likes, as with read(). */
   write(_offset: number, _value: number, _size: 1 | 2 | 4): void {}
 }

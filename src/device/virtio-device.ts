@@ -47,6 +47,7 @@ export interface Queue {
 export interface VirtioDeviceHost extends DeviceHost {
   readonly queues: readonly Queue[];
   readonly accepted: bigint;
+  /** Tells the driver that the configuration space has changed. */
   configChanged(): void;
 }
 

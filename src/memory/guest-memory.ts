@@ -113,36 +113,42 @@ export class GuestMemory {
     this.#each(gpa, length, (part) => part.fill(0));
   }
 
+  /** A byte. @throws GuestMemoryRangeError where there is no memory. */
   readU8(gpa: number): number {
     const region = this.#whole(gpa, 1);
     if (!region) throw new GuestMemoryRangeError(gpa, 1);
     return region.view.getUint8(gpa - region.gpa);
   }
 
+  /** Two bytes, little-endian. @throws GuestMemoryRangeError where there is no memory. */
   readU16(gpa: number): number {
     const region = this.#whole(gpa, 2);
     if (region) return region.view.getUint16(gpa - region.gpa, true);
     return this.#gather(gpa, 2).getUint16(0, true);
   }
 
+  /** Four bytes, little-endian. @throws GuestMemoryRangeError where there is no memory. */
   readU32(gpa: number): number {
     const region = this.#whole(gpa, 4);
     if (region) return region.view.getUint32(gpa - region.gpa, true);
     return this.#gather(gpa, 4).getUint32(0, true);
   }
 
+  /** Eight bytes, little-endian. @throws GuestMemoryRangeError where there is no memory. */
   readU64(gpa: number): bigint {
     const region = this.#whole(gpa, 8);
     if (region) return region.view.getBigUint64(gpa - region.gpa, true);
     return this.#gather(gpa, 8).getBigUint64(0, true);
   }
 
+  /** A byte. @throws GuestMemoryRangeError where there is no memory. */
   writeU8(gpa: number, value: number): void {
     const region = this.#whole(gpa, 1);
     if (!region) throw new GuestMemoryRangeError(gpa, 1);
     region.view.setUint8(gpa - region.gpa, value);
   }
 
+  /** Two bytes, little-endian. @throws GuestMemoryRangeError where there is no memory. */
   writeU16(gpa: number, value: number): void {
     const region = this.#whole(gpa, 2);
     if (region) {
@@ -153,6 +159,7 @@ export class GuestMemory {
     }
   }
 
+  /** Four bytes, little-endian. @throws GuestMemoryRangeError where there is no memory. */
   writeU32(gpa: number, value: number): void {
     const region = this.#whole(gpa, 4);
     if (region) {
@@ -163,6 +170,7 @@ export class GuestMemory {
     }
   }
 
+  /** Eight bytes, little-endian. @throws GuestMemoryRangeError where there is no memory. */
   writeU64(gpa: number, value: bigint): void {
     const region = this.#whole(gpa, 8);
     if (region) {

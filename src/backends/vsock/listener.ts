@@ -49,6 +49,7 @@ export class VsockListener implements AsyncIterable<VsockStream>, AsyncDisposabl
     for (const taker of this.#takers.splice(0)) taker({ done: true, value: undefined });
   }
 
+  /** close(), for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

@@ -1,6 +1,7 @@
 import type { VsockListener } from './listener.js';
 import type { VsockStream } from './stream.js';
 
+/** How long a connection may take to be made. */
 export interface VsockConnectOptions {
   /** Gives up when it is aborted, with its reason. */
   readonly signal?: AbortSignal;
