@@ -1,5 +1,5 @@
 import { parse } from 'node:path';
-import { pathToFileURL } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 import type { Flow } from '../backends/user-network/flow.js';
 import type { HostForward } from '../backends/user-network/host-forward.js';
 import { UsageError } from '../errors.js';
@@ -58,6 +58,9 @@ export interface ConsolePortConfig {
   readonly console?: boolean;
 }
 
+/** Names of the machine's own devices in its metrics. */
+const OWN_NAMES = /^(blk\d+|net\d+|console|rng|vsock)$/;
+
 /** A device of one's own: a class that extends VirtioDevice or MmioDevice of `tsvisor/device`; see docs/devices.md. */
 export interface DeviceModule {
   /**
@@ -67,7 +70,7 @@ export interface DeviceModule {
   readonly module: string | URL;
   /** Name of the module's export that is the class; default `default`. */
   readonly export?: string;
-  /** For `machine.device(name)`, each once: letters, digits and ._-, at most 64; default the module's name. */
+  /** For `machine.device(name)`, each once: letters, digits and ._-, at most 64; default the module's, as `dice`. */
   readonly name?: string;
   /** What the device has as `this.options`; by structured clone. */
   readonly options?: unknown;
@@ -237,12 +240,14 @@ function resolveModules(modules: readonly DeviceModule[]): ResolvedDevice[] {
     const url = moduleUrl(module);
     if (!url) throw new UsageError(`${field}.module: '${module}' is neither a path nor a file: URL`);
     if (typeof exportName !== 'string' || exportName === '') throw new UsageError(`${field}.export: must be a name`);
-    const own = name ?? parse(url.pathname).name;
+    const own = name ?? parse(fileURLToPath(url)).name;
     checkName(own, `${field}.name`, names);
+    if (OWN_NAMES.test(own)) throw new UsageError(`${field}.name: '${own}' is a device of the machine's own`);
     try {
       return { name: own, module: url.href, exportName, options: structuredClone(options) };
     } catch (error) {
-      throw new UsageError(`${field}.options: ${(error as Error).message}`, { cause: error });
+      const why = (error as Error).message.replaceAll(/\s+/g, ' ');
+      throw new UsageError(`${field}.options: ${why}`, { cause: error });
     }
   });
 }
@@ -251,7 +256,7 @@ function moduleUrl(module: string | URL): URL | undefined {
   if (module === '' || !(typeof module === 'string' || module instanceof URL)) return undefined;
   const url =
     typeof module === 'string' && !module.startsWith('file:') ? pathToFileURL(module) : parseUrl(String(module));
-  return url?.protocol === 'file:' ? url : undefined;
+  return url?.protocol === 'file:' && url.hostname === '' ? url : undefined;
 }
 
 function parseUrl(text: string): URL | undefined {
