@@ -21,6 +21,7 @@ const NEWLINE = 0x0a;
 export class HybridSocket {
   readonly #path: string;
   readonly #server: Server;
+  /** Those that are not connected to the guest yet; the others end with their connection. */
   readonly #clients = new Set<Socket>();
   readonly #remove = () => rmSync(this.#path, { force: true });
 
@@ -30,7 +31,7 @@ export class HybridSocket {
       this.#clients.add(client);
       client.on('error', () => {}); // it left in a hurry
       client.on('close', () => this.#clients.delete(client));
-      void serve(client, connect);
+      void serve(client, connect).then(() => this.#clients.delete(client));
     });
   }
 
@@ -50,7 +51,7 @@ export class HybridSocket {
     return connectTo(`${this.#path}_${port}`);
   }
 
-  /** Removes the socket and disconnects the clients. */
+  /** Removes the socket; who is connected to the guest stays so. */
   close(): void {
     process.removeListener('exit', this.#remove);
     this.#server.close();
