@@ -45,10 +45,11 @@ cache=${cache:-$(default_cache)}/initramfs
 
 check_busybox "$busybox"
 need gcc gcc sha256sum coreutils flock util-linux
+agent=$("$here/build-agent.sh") || exit
 
 key=$({
   compiler_version
-  cat "$busybox" "$here"/init/* "$here/common.sh" "$here/userland.sh" "$here/build-initramfs.sh"
+  cat "$busybox" "$here"/init/* "$agent" "$here/common.sh" "$here/userland.sh" "$here/build-initramfs.sh"
 } | short_hash)
 mkdir -p "$cache"
 result=$(cd "$cache" && pwd)/$key
@@ -68,7 +69,7 @@ if done_already; then exit; fi
 
 make_work "$result"
 
-build_userland "$work" "$busybox"
+build_userland "$work" "$busybox" "$agent"
 
 # As little as possible: unpacking an entry costs the guest about 10 ms on an
 # interpreting host. What init can make itself in 2 ms, it does.
@@ -77,6 +78,7 @@ dir dev 755
 char dev/console 600 5 1
 dir bin 755
 file bin/busybox 755 busybox
+file bin/tsvisor-agent 755 tsvisor-agent
 dir etc 755
 file etc/passwd 644 passwd
 file etc/group 644 group

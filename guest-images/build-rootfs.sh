@@ -52,11 +52,12 @@ PATH=$PATH:/usr/sbin:/sbin # where Debian has mkfs.ext4
 
 check_busybox "$busybox"
 need gcc gcc sha256sum coreutils flock util-linux
+agent=$("$here/build-agent.sh") || exit
 
 key=$({
   compiler_version
   echo "$size"
-  cat "$busybox" "$here"/init/* "$here/common.sh" "$here/userland.sh" "$here/build-rootfs.sh"
+  cat "$busybox" "$here"/init/* "$agent" "$here/common.sh" "$here/userland.sh" "$here/build-rootfs.sh"
 } | short_hash)
 mkdir -p "$cache"
 result=$(cd "$cache" && pwd)/$key
@@ -75,7 +76,7 @@ flock 9
 if done_already; then exit; fi
 
 make_work "$result"
-build_userland "$work" "$busybox"
+build_userland "$work" "$busybox" "$agent"
 
 # Unlike the initramfs, complete: init finds nothing left to make.
 root=$work/root
@@ -83,7 +84,7 @@ mkdir -p "$root"/{bin,dev,etc,mnt,proc,root,run,sys,tmp,usr,var}
 chmod 755 "$root"
 chmod 700 "$root/root"
 chmod 1777 "$root/tmp"
-install -m 755 "$work/busybox" "$work/init" "$root/bin"
+install -m 755 "$work"/{busybox,init,tsvisor-agent} "$root/bin"
 install -m 644 "$work"/{passwd,group,profile} "$root/etc"
 while read -r applet; do
   ln "$root/bin/busybox" "$root/bin/$applet"

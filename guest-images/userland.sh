@@ -17,10 +17,10 @@ check_busybox() {
   fi
 }
 
-# build_userland DIR BUSYBOX: init, busybox, the list of its applets, and the
-# files of /etc, all directly in DIR.
+# build_userland DIR BUSYBOX AGENT: init, the agent, busybox, the list of its applets,
+# and the files of /etc, all directly in DIR.
 build_userland() {
-  local dir=$1 busybox=$2 headers
+  local dir=$1 busybox=$2 agent=$3 headers
   need ld binutils readelf binutils
   headers=$(LC_ALL=C readelf -lW "$busybox" 2>/dev/null) || die "$busybox is not an ELF program"
   [[ $headers != *INTERP* ]] ||
@@ -33,10 +33,11 @@ build_userland() {
     -Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,norelro -Wl,-z,noexecstack \
     -o "$dir/init" "$here/init/init.c" || die "cannot compile init.c"
 
+  cp "$agent" "$dir/tsvisor-agent"
   "$busybox" --list | grep -vxE 'busybox|init|linuxrc' >"$dir/applets"
   cp "$busybox" "$dir/busybox"
-  printf 'root:x:0:0:root:/root:/bin/sh\n' >"$dir/passwd"
-  printf 'root:x:0:\ntty:x:5:\n' >"$dir/group"
+  printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n' >"$dir/passwd"
+  printf 'root:x:0:\ntty:x:5:\nnogroup:x:65534:\n' >"$dir/group"
   # As functions these need no new process, and signal init as the commands do;
   # read keeps the prompt from coming back meanwhile.
   cat >"$dir/profile" <<'EOF'

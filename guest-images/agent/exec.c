@@ -2,12 +2,12 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
@@ -42,6 +42,9 @@ static struct {
 	int discard[2]; /* what background processes go on writing to */
 } process;
 
+/* Arguments, and variables of the environment. */
+enum { MAX_WORDS = 32 * 1024 };
+
 static unsigned char input[STDIN_WINDOW];
 static size_t input_start, input_end;
 
@@ -53,14 +56,11 @@ static char **environment(struct reader *from, uint32_t count, const struct user
 	static char home[264], name[72], logname[72], shell[264];
 	char *defaults[] = { "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 			     home, name, logname, shell, terminal ? "TERM=linux" : 0 };
-	char **list;
+	static char *list[MAX_WORDS + 7];
 	uint32_t used = 0;
 
-	if (count > (uint32_t)(from->end - from->at))
-		violation();
-	list = calloc((size_t)count + 7, sizeof *list);
-	if (!list)
-		fail("environment");
+	if (count > MAX_WORDS)
+		fail_with(E2BIG, "environment");
 	while (used < count)
 		list[used++] = get_string(from);
 	strcat(strcpy(home, "HOME="), user->home);
@@ -82,13 +82,12 @@ static char **environment(struct reader *from, uint32_t count, const struct user
 static char **arguments(struct reader *from)
 {
 	uint32_t count = get_u32(from);
-	char **list;
+	static char *list[MAX_WORDS + 1];
 
-	if (count == 0 || count > (uint32_t)(from->end - from->at))
+	if (count == 0)
 		violation();
-	list = calloc((size_t)count + 1, sizeof *list);
-	if (!list)
-		fail("arguments");
+	if (count > MAX_WORDS)
+		fail_with(E2BIG, "arguments");
 	for (uint32_t i = 0; i < count; i++)
 		list[i] = get_string(from);
 	return list;
@@ -99,20 +98,26 @@ struct start {
 	const char *directory;
 	const struct user *user;
 	int stdio[3];
-	int report; /* closed by exec; takes errno and a letter for what failed */
 };
 
-static void report_failure(int fd, char what)
-{
-	unsigned char report[2] = { (unsigned char)errno, (unsigned char)what };
+/* What kept the child from its program; it shares this memory until then. */
+static volatile struct {
+	int error;
+	const char *subject;
+} failure;
 
-	(void)!write(fd, report, sizeof report);
+static void give_up(const char *subject) __attribute__((noreturn));
+
+static void give_up(const char *subject)
+{
+	failure.error = errno;
+	failure.subject = subject;
 	_exit(127);
 }
 
 static void become(const struct start *start) __attribute__((noreturn));
 
-/* In the child: from here to the program. */
+/* In the child: from here to the program. System calls by number: the C library's set the ids of every thread. */
 static void become(const struct start *start)
 {
 	const struct user *user = start->user;
@@ -126,19 +131,19 @@ static void become(const struct start *start)
 	}
 	for (int fd = 0; fd < 3; fd++)
 		if (dup2(start->stdio[fd], fd) < 0)
-			report_failure(start->report, 's');
+			give_up("streams");
 	umask(022);
 	if (user->uid != geteuid() || user->gid != getegid() || user->group_count > 1)
-		if (setgroups(user->group_count, user->groups) < 0 || setgid(user->gid) < 0 || setuid(user->uid) < 0)
-			report_failure(start->report, 'u');
+		if (syscall(SYS_setgroups, user->group_count, user->groups) < 0 || syscall(SYS_setgid, user->gid) < 0 ||
+		    syscall(SYS_setuid, user->uid) < 0)
+			give_up(user->name);
 	if (start->directory[0] ? chdir(start->directory) < 0 : chdir(user->home) < 0 && chdir("/") < 0)
-		report_failure(start->report, 'd');
+		give_up(start->directory[0] ? start->directory : user->home);
 	signal(SIGPIPE, SIG_DFL);
 	sigprocmask(SIG_SETMASK, &none, 0);
 	environ = start->environment;
 	execvp(start->arguments[0], start->arguments);
-	report_failure(start->report, 'x');
-	_exit(127);
+	give_up(start->arguments[0]);
 }
 
 static void open_terminal(struct start *start, unsigned rows, unsigned columns)
@@ -148,14 +153,9 @@ static void open_terminal(struct start *start, unsigned rows, unsigned columns)
 
 	if (master < 0 || unlockpt(master) < 0)
 		fail("/dev/ptmx");
-	slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-	if (slave < 0) {
-		char *name = ptsname(master);
-
-		slave = name ? open(name, O_RDWR | O_NOCTTY | O_CLOEXEC) : -1;
-	}
+	slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC); /* Linux 4.13 */
 	if (slave < 0)
-		fail("/dev/pts");
+		fail("/dev/ptmx");
 	ioctl(master, TIOCSWINSZ, &size);
 	process.input_fd = master;
 	process.output[0].fd = fcntl(master, F_DUPFD_CLOEXEC, 0);
@@ -183,31 +183,18 @@ static void open_pipes(struct start *start)
 
 static void run(struct start *start)
 {
-	unsigned char failure[2];
-	int report[2];
-	ssize_t got;
+	/* Not fork(): it would copy page tables, and pages as they are written. */
+	pid_t pid = vfork();
 
-	if (pipe2(report, O_CLOEXEC) < 0)
-		fail("pipe");
-	start->report = report[1];
-	process.pid = fork();
-	if (process.pid < 0)
-		fail("fork");
-	if (process.pid == 0)
+	if (pid < 0)
+		fail("vfork");
+	if (pid == 0)
 		become(start);
-	close(report[1]);
+	process.pid = pid;
+	if (failure.error)
+		fail_with(failure.error, failure.subject);
 	for (int i = 0; i < (process.terminal ? 1 : 3); i++)
 		close(start->stdio[i]);
-	while ((got = read(report[0], failure, sizeof failure)) < 0 && errno == EINTR)
-		;
-	close(report[0]);
-	if (got != sizeof failure)
-		return;
-	switch (failure[1]) {
-	case 'd': fail_with(failure[0], start->directory[0] ? start->directory : start->user->home);
-	case 'u': fail_with(failure[0], start->user->name);
-	default: fail_with(failure[0], start->arguments[0]);
-	}
 }
 
 static void close_input(void)
@@ -406,7 +393,8 @@ static void terminate(void)
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
 	kill(-process.pid, SIGTERM);
-	kill(-process.pid, SIGHUP); /* interactive shells ignore SIGTERM */
+	if (process.terminal)
+		kill(-process.pid, SIGHUP); /* interactive shells ignore SIGTERM */
 	kill(-process.pid, SIGCONT);
 	if (waitid(P_PID, (id_t)process.pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0)
 		sigtimedwait(&child, 0, &grace);

@@ -1,6 +1,5 @@
 /* READ, WRITE, LIST, STAT, MKDIR, REMOVE. */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -10,6 +9,7 @@
 #include <unistd.h>
 
 #include "operations.h"
+#include "text.h"
 
 void operate_read(const struct frame *request)
 {
@@ -63,10 +63,12 @@ static int write_all(int fd, const unsigned char *data, size_t size)
 /* Opens a new file beside `path`, named in `temporary`. */
 static int open_temporary(const char *path, mode_t mode)
 {
-	const char *name = strrchr(path, '/');
-	int folder = name ? (int)(name + 1 - path) : 0;
+	const char *slash = strrchr(path, '/');
 
-	if (snprintf(temporary, sizeof temporary, "%.*s.tsvisor-%d", folder, path, getpid()) >= PATH_MAX) {
+	strcpy(temporary, path);
+	temporary[slash ? slash + 1 - path : 0] = 0;
+	if (!append(temporary, sizeof temporary, ".tsvisor-") ||
+	    !append_number(temporary, sizeof temporary, (unsigned long)getpid())) {
 		errno = ENAMETOOLONG;
 		return -1;
 	}
@@ -154,17 +156,15 @@ void operate_list(const struct frame *request)
 {
 	struct reader from = read_frame(request);
 	const char *path = get_path(&from);
-	struct dirent *entry;
-	DIR *folder;
+	struct folder folder = { 0 };
+	const char *name;
 
 	check(&from);
-	folder = opendir(path);
-	if (!folder)
+	folder.fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (folder.fd < 0)
 		fail(path);
-	while (errno = 0, (entry = readdir(folder))) {
-		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-			send_entry(dirfd(folder), entry->d_name, entry->d_name, AT_SYMLINK_NOFOLLOW);
-	}
+	while ((name = next_name(&folder)))
+		send_entry(folder.fd, name, name, AT_SYMLINK_NOFOLLOW);
 	if (errno)
 		fail(path);
 	begin(END);
@@ -219,32 +219,31 @@ void operate_mkdir(const struct frame *request)
 	succeed();
 }
 
-/* Empties a folder. It never follows a link, and goes no deeper than descriptors allow. -1 with errno. */
+/* Empties a folder and closes it. It never follows a link, and goes no deeper than descriptors allow. -1 with errno. */
 static int empty(int fd)
 {
-	DIR *folder = fdopendir(fd);
-	struct dirent *entry;
+	struct folder folder = { .fd = fd };
+	const char *name;
 	int error = 0;
 
-	if (!folder) {
-		error = errno;
-		close(fd);
-		errno = error;
-		return -1;
-	}
-	while (!error && (errno = 0, entry = readdir(folder))) {
-		const char *name = entry->d_name;
-		int inner;
+	/* To remove what was read is safe; what a file system then skips is read anew. */
+	for (int removed = 1; removed && !error; lseek(fd, 0, SEEK_SET)) {
+		removed = 0;
+		while (!error && (name = next_name(&folder))) {
+			int inner;
 
-		if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || unlinkat(fd, name, 0) == 0)
-			continue;
-		inner = errno == EISDIR || errno == EPERM
-				? openat(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
-				: -1;
-		if (inner < 0 || empty(inner) < 0 || unlinkat(fd, name, AT_REMOVEDIR) < 0)
-			error = errno;
+			removed = 1;
+			if (unlinkat(fd, name, 0) == 0)
+				continue;
+			inner = errno == EISDIR || errno == EPERM
+					? openat(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+					: -1;
+			if (inner < 0 || empty(inner) < 0 || unlinkat(fd, name, AT_REMOVEDIR) < 0)
+				error = errno;
+		}
+		error = error ? error : errno;
 	}
-	closedir(folder);
+	close(fd);
 	errno = error;
 	return error ? -1 : 0;
 }

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -14,6 +13,7 @@
 
 #include "operations.h"
 #include "server.h"
+#include "text.h"
 
 #define AGENT_PATH "/.tsvisor-agent"
 /* Where the root file system is mounted before it is moved to /. */
@@ -30,23 +30,14 @@ static struct {
 
 static void say(const char *what, const char *which)
 {
-	static char line[512] = "tsvisor-agent: ";
+	static char line[512];
 
-	line[15] = 0;
-	strncat(line, what, 100);
-	strncat(line, which, 300);
-	strcat(line, "\n");
+	line[0] = 0;
+	append(line, sizeof line, "tsvisor-agent: ");
+	append(line, sizeof line, what);
+	append(line, sizeof line, which);
+	append(line, sizeof line, "\n");
 	(void)!write(2, line, strlen(line));
-}
-
-static void read_proc(const char *name, char *text, size_t size)
-{
-	int fd = openat(proc_fd, name, O_RDONLY | O_CLOEXEC);
-	ssize_t got = fd < 0 ? 0 : read(fd, text, size - 1);
-
-	text[got < 0 ? 0 : got] = 0;
-	if (fd >= 0)
-		close(fd);
 }
 
 /* A /proc of the agent's own, in nobody's way: the mount stays while the descriptor does. */
@@ -74,7 +65,7 @@ static void read_words(void)
 	static char line[4096];
 	const char *value;
 
-	read_proc("cmdline", line, sizeof line);
+	read_text(proc_fd, "cmdline", line, sizeof line);
 	for (char *word = strtok(line, " \n"); word && strcmp(word, "--") != 0; word = strtok(0, " \n")) {
 		if ((value = after(word, "rdinit="))) {
 			if (strcmp(value, AGENT_PATH) != 0)
@@ -96,14 +87,15 @@ static void read_words(void)
 /* The path of the root's device: /dev/NAME, or MAJOR:MINOR, for which a node is made. */
 static const char *root_device(void)
 {
-	char *end;
-	unsigned long major = strtoul(words.root, &end, 10);
+	const char *at = words.root;
+	unsigned long major = read_number(&at, 10), minor;
 
 	if (words.root[0] == '/')
 		return words.root;
-	if (end == words.root || *end != ':')
+	if (at++ == words.root || at[-1] != ':')
 		return 0;
-	mknod("/dev/root", S_IFBLK | 0600, makedev(major, strtoul(end + 1, 0, 10)));
+	minor = read_number(&at, 10);
+	mknod("/dev/root", S_IFBLK | 0600, makedev(major, minor));
 	return "/dev/root";
 }
 
@@ -129,7 +121,7 @@ static int try_types(const char *device)
 		return mounted;
 	}
 	/* A tab stands before each type that needs no device's name. */
-	read_proc("filesystems", types, sizeof types);
+	read_text(proc_fd, "filesystems", types, sizeof types);
 	for (char *line = strtok(types, "\n"); line && !mounted; line = strtok(0, "\n"))
 		mounted = line[0] == '\t' && mount_root_as(device, line + 1);
 	return mounted;

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/io.h>
 #include <sys/reboot.h>
@@ -11,24 +10,30 @@
 #include <unistd.h>
 
 #include "operations.h"
+#include "text.h"
 
 /* By the numbers of the kernel and glibc; SIGRTMIN of another C library is another. */
 enum { SYSTEMD_POWEROFF = 34 + 4, SYSTEMD_REBOOT = 34 + 5 };
 /* The machine's sleep control register (ACPI 6.5 section 4.8.3.7): SLP_EN, S5. */
 enum { SLEEP_PORT = 0x600, SLEEP_S5 = 0x34 };
 
+static unsigned long signals(const char *status, const char *field)
+{
+	const char *at = strstr(status, field);
+
+	if (!at)
+		return 0;
+	at += strlen(field);
+	return read_number(&at, 16);
+}
+
 /* The signals that PID 1 catches, or takes by waiting while they are blocked. */
 static unsigned long init_signals(void)
 {
 	static char status[4096];
-	int fd = openat(proc_fd, "1/status", O_RDONLY | O_CLOEXEC);
-	ssize_t got = fd < 0 ? 0 : read(fd, status, sizeof status - 1);
-	const char *blocked, *caught;
 
-	status[got < 0 ? 0 : got] = 0;
-	blocked = strstr(status, "SigBlk:");
-	caught = strstr(status, "SigCgt:");
-	return (blocked ? strtoul(blocked + 7, 0, 16) : 0) | (caught ? strtoul(caught + 7, 0, 16) : 0);
+	read_text(proc_fd, "1/status", status, sizeof status);
+	return signals(status, "SigBlk:\t") | signals(status, "SigCgt:\t");
 }
 
 static void ask_init(int restart)

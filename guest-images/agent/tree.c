@@ -1,7 +1,6 @@
 /* PACK and UNPACK: a tree of files as a stream of entries. A folder's entry is followed by what is in it and a LEAVE, a
  * file's by its DATA, the last of them empty. Names are single components, so there is nowhere else to go. */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -10,6 +9,7 @@
 #include <unistd.h>
 
 #include "operations.h"
+#include "text.h"
 
 /* What errors are about: the path of the tree's root, then names. */
 static char where[PATH_MAX];
@@ -32,19 +32,16 @@ static void pack_file(int fd)
 
 static void pack_folder(int fd, int depth)
 {
-	DIR *folder = fdopendir(fd);
-	struct dirent *entry;
+	struct folder folder = { .fd = fd };
+	const char *name;
 
-	if (!folder)
-		fail(where);
 	if (depth == MAX_DEPTH)
 		fail_with(ELOOP, where);
-	while (errno = 0, (entry = readdir(folder)))
-		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-			pack(fd, entry->d_name, entry->d_name, depth + 1);
+	while ((name = next_name(&folder)))
+		pack(fd, name, name, depth + 1);
 	if (errno)
 		fail(where);
-	closedir(folder);
+	close(fd);
 	begin(LEAVE);
 	end();
 }
@@ -57,8 +54,8 @@ static void pack(int folder, const char *name, const char *sent_name, int depth)
 	ssize_t size = 0;
 	int fd = -1;
 
-	if (depth > 0)
-		snprintf(where + length, sizeof where - length, "/%s", name);
+	if (depth > 0 && (!append(where, sizeof where, "/") || !append(where, sizeof where, name)))
+		fail_with(ENAMETOOLONG, where);
 	/* Only the root is followed if it is a link. */
 	if (fstatat(folder, name, &st, depth > 0 ? AT_SYMLINK_NOFOLLOW : 0) < 0) {
 		if (depth == 0 || errno != ENOENT)
@@ -248,9 +245,8 @@ static mode_t unpack_entry(struct reader *from, char *root)
 	if (depth > 0) {
 		if (!is_name(entry.name))
 			violation();
-		if (length + strlen(entry.name) + 2 > sizeof where)
+		if (!append(where, sizeof where, "/") || !append(where, sizeof where, entry.name))
 			fail_with(ENAMETOOLONG, where);
-		strcat(strcat(where, "/"), entry.name);
 	} else if (entry.name[0]) {
 		violation();
 	} else {
@@ -283,7 +279,8 @@ void operate_unpack(const struct frame *request)
 	check(&from);
 	strcpy(root, path);
 	strcpy(where, path);
-	snprintf(temporary, sizeof temporary, ".tsvisor-%d", getpid());
+	append(temporary, sizeof temporary, ".tsvisor-");
+	append_number(temporary, sizeof temporary, (unsigned long)getpid());
 	umask(0);
 	for (size_t end = strlen(root); end > 1 && root[end - 1] == '/';)
 		root[--end] = 0;

@@ -2,28 +2,41 @@
 #include "user.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
-/* Reads a decimal number that is all of `text`. */
-static int number(const char *text, unsigned *value)
-{
-	char *end;
-	unsigned long n;
+#include "text.h"
 
-	if (text[0] < '0' || text[0] > '9')
-		return 0;
-	n = strtoul(text, &end, 10);
+/* What fits of /etc/passwd or /etc/group. */
+static char text[256 * 1024];
+
+/* Reads a decimal number that is all of `digits`. */
+static int number(const char *digits, unsigned *value)
+{
+	const char *end = digits;
+	unsigned long n = read_number(&end, 10);
+
 	*value = (unsigned)n;
-	return *end == 0 && n < 0xffffffff;
+	return end != digits && *end == 0 && n < 0xffffffff;
+}
+
+/* The next line, with its zero; null at the end. */
+static char *next_line(char **rest)
+{
+	char *line = *rest;
+
+	if (*line == 0)
+		return 0;
+	*rest += strcspn(line, "\n");
+	if (**rest)
+		*(*rest)++ = 0;
+	return line;
 }
 
 /* Splits a line at its colons; what is missing is "". */
 static void split(char *line, char **field, int count)
 {
-	line[strcspn(line, "\n")] = 0;
 	for (int i = 0; i < count; i++) {
 		field[i] = line;
 		line += strcspn(line, ":");
@@ -41,11 +54,10 @@ static void copy(char *to, size_t size, const char *text)
 /* The line of /etc/passwd with this name, or when `by_uid` with this uid. */
 static int find_passwd(struct user *user, const char *name, int by_uid)
 {
-	FILE *file = fopen("/etc/passwd", "re");
-	char line[1024], *field[7];
-	int found = 0;
+	char *rest = text, *line, *field[7];
 
-	while (file && !found && fgets(line, sizeof line, file)) {
+	read_text(AT_FDCWD, "/etc/passwd", text, sizeof text);
+	while ((line = next_line(&rest))) {
 		unsigned uid, gid;
 
 		split(line, field, 7);
@@ -58,11 +70,9 @@ static int find_passwd(struct user *user, const char *name, int by_uid)
 		copy(user->name, sizeof user->name, field[0]);
 		copy(user->home, sizeof user->home, field[5]);
 		copy(user->shell, sizeof user->shell, field[6]);
-		found = 1;
+		return 1;
 	}
-	if (file)
-		fclose(file);
-	return found;
+	return 0;
 }
 
 static int is_member(const char *members, const char *name)
@@ -82,12 +92,11 @@ static int is_member(const char *members, const char *name)
 /* The gid of the group `wanted`, unless it is null, and the user's supplementary groups. */
 static int find_groups(struct user *user, const char *wanted)
 {
-	FILE *file = fopen("/etc/group", "re");
-	char *line = 0, *field[4];
-	size_t room = 0;
+	char *rest = text, *line, *field[4];
 	int found = 0;
 
-	while (file && getline(&line, &room, file) > 0) {
+	read_text(AT_FDCWD, "/etc/group", text, sizeof text);
+	while ((line = next_line(&rest))) {
 		unsigned gid;
 
 		split(line, field, 4);
@@ -100,9 +109,6 @@ static int find_groups(struct user *user, const char *wanted)
 		if (user->group_count < MAX_GROUPS && is_member(field[3], user->name))
 			user->groups[user->group_count++] = gid;
 	}
-	free(line);
-	if (file)
-		fclose(file);
 	return found || !wanted;
 }
 

@@ -8,6 +8,7 @@ enum { PORT_MILESTONE = 0xf8, PORT_DEBUG_EXIT = 0xf4, PORT_SLEEP_CONTROL = 0x600
 enum { MILESTONE_INIT = 1, MILESTONE_SHELL = 2 };
 enum { SLEEP_S5 = 0x34 }; /* SLP_EN | S5 << 2 */
 enum { GRACE_SECONDS = 2 };
+enum { AGENT_RESTARTS = 100 };
 
 /* As numbered by busybox halt, poweroff and reboot. */
 enum action { HALT = SIGUSR1, POWEROFF = SIGUSR2, REBOOT = SIGTERM };
@@ -18,8 +19,11 @@ static char mounts[16384];
 static char term[64] = "TERM=vt102";
 static struct winsize window;
 static char links_stack[4096] __attribute__((aligned(16)));
+static int agent_wanted;
+static long agent; /* its process, or 0 */
 
 static char *const shell_argv[] = { "-sh", 0 };
+static char *const agent_argv[] = { "tsvisor-agent", 0 };
 static char *const shell_env[] = {
 	"HOME=/root", "PATH=/bin:/sbin:/usr/bin:/usr/sbin", "USER=root",
 	"SHELL=/bin/sh", term, 0,
@@ -78,7 +82,8 @@ static void mount_file_systems(void)
 	     "mode=620,gid=5,ptmxmode=666");
 }
 
-/* tsvisor.term=, tsvisor.rows= and tsvisor.cols= describe the user's terminal. */
+/* tsvisor.term=, tsvisor.rows= and tsvisor.cols= describe the user's terminal;
+ * tsvisor.agent asks for the agent. */
 static void read_command_line(void)
 {
 	const char *value;
@@ -100,6 +105,8 @@ static void read_command_line(void)
 		else if ((value = after(word, "tsvisor.term=")) &&
 			 length(value) < sizeof term - 5)
 			append(term + 5, value);
+		else if (equal(word, "tsvisor.agent"))
+			agent_wanted = 1;
 	}
 }
 
@@ -138,15 +145,39 @@ static long start_shell(void)
 	return pid;
 }
 
+static void start_agent(void)
+{
+	long pid = SYS0(vfork);
+
+	if (pid == 0) {
+		SYS0(setsid);
+		SYS3(execve, "/bin/tsvisor-agent", agent_argv, shell_env);
+		SYS1(exit, 1);
+	}
+	agent = pid > 0 ? pid : 0;
+}
+
+/* An agent that gave up exits; one that was killed is started again. */
+static void agent_ended(int status)
+{
+	static int restarts;
+
+	agent = 0;
+	if ((status & 0x7f) && restarts++ < AGENT_RESTARTS)
+		start_agent();
+}
+
 /* Hard links for the applets, so that programs other than the shell find
  * them too; busybox sh itself needs none. Some 270 of them, and a few names
- * for tradition's sake, hence made while nothing else wants to run. */
+ * for tradition's sake, hence made while nothing else wants to run, unless the
+ * agent waits for them: what it runs need not be the shell's. */
 static int make_links(void)
 {
 	struct sched_param none = { 0 };
 	char *p = applets;
 
-	SYS3(sched_setscheduler, 0, SCHED_IDLE, &none);
+	if (!agent_wanted)
+		SYS3(sched_setscheduler, 0, SCHED_IDLE, &none);
 	SYS2(symlink, "/proc/self/fd", "/dev/fd");
 	SYS2(symlink, "fd/0", "/dev/stdin");
 	SYS2(symlink, "fd/1", "/dev/stdout");
@@ -222,33 +253,36 @@ static void leave(enum action action)
 		SYS0(pause);
 }
 
-/* Whether `path`, a /proc/PID/task/PID/children, names no process but `pid`. */
-static int no_children_but(const char *path, long pid)
+/* Whether process `pid` has no children but these two, which may be 0. */
+static int no_children_but(long pid, long first, long second)
 {
-	char text[64];
-	const char *p = text;
+	char digits[20] = { 0 }, path[64], text[64], *d = digits + sizeof digits - 1, *end = path;
 
-	if (read_file(path, text, sizeof text) < 0)
-		return 0;
-	if (pid && number(text) == (unsigned long)pid)
-		while (*p && *p++ != ' ')
-			;
-	return !*p;
-}
-
-static int only_shell_runs(long shell)
-{
-	char digits[20] = { 0 }, path[64], *d = digits + sizeof digits - 1, *end = path;
-
-	for (long rest = shell; rest; rest /= 10)
+	for (long rest = pid; rest; rest /= 10)
 		*--d = (char)('0' + rest % 10);
 	end = append(end, "/proc/");
 	end = append(end, d);
 	end = append(end, "/task/");
 	end = append(end, d);
 	append(end, "/children");
-	return no_children_but("/proc/1/task/1/children", shell) &&
-	       no_children_but(path, 0);
+	if (read_file(path, text, sizeof text) < 0)
+		return 0;
+	for (const char *p = text; *p;) {
+		long child = number(p);
+
+		if (child != first && child != second)
+			return 0;
+		while (*p && *p++ != ' ')
+			;
+	}
+	return 1;
+}
+
+/* The shell and the agent, idle. */
+static int only_shell_runs(long shell)
+{
+	return no_children_but(1, shell, agent) && no_children_but(shell, 0, 0) &&
+	       (!agent || no_children_but(agent, 0, 0));
 }
 
 /* SIGTERM, a grace period, SIGKILL. An idle shell is left alone: to tear its
@@ -294,7 +328,8 @@ static void run_as_init(void)
 	unsigned long signals = 1ul << (SIGCHLD - 1) | 1ul << (SIGUSR1 - 1) |
 				1ul << (SIGUSR2 - 1) | 1ul << (SIGTERM - 1) |
 				1ul << (SIGINT - 1) | 1ul << (SIGPWR - 1);
-	long shell, pid, sig;
+	long shell, links, pid, sig;
+	int status;
 
 	port_write(MILESTONE_INIT, PORT_MILESTONE);
 	make_directories();
@@ -304,13 +339,18 @@ static void run_as_init(void)
 	SYS2(sethostname, "tsvisor", 7);
 	port_write(MILESTONE_SHELL, PORT_MILESTONE);
 	shell = start_shell();
-	spawn(make_links, links_stack + sizeof links_stack, SIGCHLD);
+	links = spawn(make_links, links_stack + sizeof links_stack, SIGCHLD);
 
 	SYS4(rt_sigprocmask, SIG_BLOCK, &signals, 0, sizeof signals);
 	for (;;) {
-		while ((pid = SYS4(wait4, -1, 0, WNOHANG, 0)) > 0)
+		while ((pid = SYS4(wait4, -1, &status, WNOHANG, 0)) > 0) {
 			if (pid == shell)
 				stop_everything(0, POWEROFF);
+			if (pid == links && agent_wanted)
+				start_agent();
+			if (pid == agent)
+				agent_ended(status);
+		}
 		sig = SYS4(rt_sigtimedwait, &signals, 0, 0, sizeof signals);
 		if (sig == SIGTERM || sig == SIGINT)
 			stop_everything(shell, REBOOT);

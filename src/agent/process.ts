@@ -190,6 +190,10 @@ class Input {
     this.stream = new Writable({
       write: (chunk: Buffer, _encoding, done) => void this.#send(chunk).then(() => done(), done),
       final: (done) => void connection.send(encodeFrame(FrameType.stdin)).then(() => done(), done),
+      destroy: (error, done) => {
+        this.#resume?.();
+        done(error);
+      },
     });
     this.stream.on('error', () => {});
   }
@@ -204,7 +208,6 @@ class Input {
   close(): void {
     if (this.stream.writableFinished) this.stream.destroy();
     else this.stream.destroy(Object.assign(new Error('write EPIPE'), { code: 'EPIPE' }));
-    this.#resume?.();
   }
 
   async #send(chunk: Buffer): Promise<void> {
@@ -212,7 +215,6 @@ class Input {
       while (this.#credit === 0 && !this.stream.destroyed) {
         await new Promise<void>((resolve) => {
           this.#resume = resolve;
-          this.stream.once('close', resolve);
         });
       }
       if (this.stream.destroyed) return;

@@ -19,6 +19,8 @@ export interface BootSource {
   readonly kernel: string;
   /** Path of an initrd or initramfs; any content. */
   readonly initrd?: string | undefined;
+  /** An archive to put before the initrd, or to be it: its length is a multiple of 4. */
+  readonly initrdPrefix?: Uint8Array | undefined;
   readonly commandLine: string;
   /** How to enter it; `auto`, the default, goes by the image. */
   readonly protocol?: BootProtocol | 'auto' | undefined;
@@ -63,11 +65,14 @@ export async function loadKernel(memory: GuestMemory, source: BootSource): Promi
     checkKernel(kernelFile.name, kernel.needs, map);
     const commandLine = encodeCommandLine(source.commandLine, kernel.commandLineLimit);
     let initrd: Range | undefined;
-    if (initrdFile) {
-      const { name, size } = initrdFile;
-      const start = placeInitrd(name, size, kernel.needs, kernel.initrdAddressMax, map);
-      initrd = { start, end: start + size };
-      readIntoGuest(initrdFile, 0, memory, start, size);
+    const prefix = source.initrdPrefix ?? new Uint8Array();
+    if (initrdFile || prefix.length > 0) {
+      const { name, size } = initrdFile ?? { name: 'the archive of the agent', size: 0 };
+      const start = placeInitrd(name, prefix.length + size, kernel.needs, kernel.initrdAddressMax, map);
+      const rest = start + prefix.length;
+      initrd = { start, end: rest + size };
+      memory.write(start, prefix);
+      if (initrdFile) readIntoGuest(initrdFile, 0, memory, rest, size);
     }
 
     for (const { offset, fileSize, gpa, size } of kernel.pieces) {

@@ -51,6 +51,11 @@ export function initramfsPath(progress?: BuildProgress): Promise<string> {
   return imagePath('build-initramfs.sh', [], progress);
 }
 
+/** The path of the agent's program, for images that have none, built if it is not cached. */
+export function agentPath(progress?: BuildProgress): Promise<string> {
+  return once('agent', () => imagePath('build-agent.sh', [], progress));
+}
+
 /** The default guest's images are looked for once a process. */
 const found = new Map<string, Promise<string>>();
 
