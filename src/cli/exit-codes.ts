@@ -1,4 +1,4 @@
-import type { ErrorCode } from '../errors.js';
+import { type ErrorCode, errorToData, GuestError } from '../errors.js';
 import type { EndReason } from '../machine/end.js';
 
 /**
@@ -50,3 +50,9 @@ export const CLOSED_STDOUT_EXIT = 141;
 
 /** The shell's convention for a process that a signal ended. */
 export const SIGNAL_EXIT = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;
+
+/** For what a command threw. As in a shell, 126 is a program that is there but cannot be run. */
+export function exitCodeOf(error: unknown): number {
+  if (error instanceof GuestError && error.code === 'ERR_EXEC' && error.errno !== 'ENOENT') return 126;
+  return ERROR_EXIT[errorToData(error).code];
+}

@@ -2,14 +2,14 @@ import { createRequire } from 'node:module';
 import type { Argv } from 'yargs';
 import { errorToData, UsageError } from '../errors.js';
 import { COMMANDS, nameOf } from './commands.js';
-import { ERROR_EXIT } from './exit-codes.js';
+import { exitCodeOf } from './exit-codes.js';
 import { SignalError } from './signals.js';
 
 // The CommonJS build: the other one breaks lines of help inside words.
 const yargs: (args: readonly string[]) => Argv = createRequire(import.meta.url)('yargs/yargs');
 
 /** Options that may be given several times; of any other the last one counts. */
-const REPEATABLE = ['_', '--', 'drive', 'net', 'port'];
+const REPEATABLE = ['_', '--', 'command', 'drive', 'env', 'e', 'net', 'port'];
 
 function lastOfEach(args: Record<string, unknown>): void {
   for (const [name, value] of Object.entries(args)) {
@@ -56,7 +56,7 @@ export async function main(argv: readonly string[]): Promise<void> {
     if (error instanceof SignalError) process.exit(error.exitCode);
     const { code, message, stack } = errorToData(error);
     process.stderr.write(code === 'ERR_INTERNAL' ? `tsvisor: ${stack ?? message}\n` : `tsvisor: ${message}\n`);
-    process.exitCode = ERROR_EXIT[code];
+    process.exitCode = exitCodeOf(error);
   }
   // Nothing here may keep a finished command alive.
   process.exit();

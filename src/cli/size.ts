@@ -11,8 +11,8 @@ export function parseSize(option: string, text: string): number {
   return Math.floor(Number(match[1]) * scale);
 }
 
-/** `64M` for 67108864. */
+/** `64M` for 67108864; to one place after the point. */
 export function formatSize(bytes: number): string {
-  const unit = bytes >= 2 ** 30 ? 'G' : 'M';
+  const unit = bytes >= 2 ** 30 ? 'G' : bytes >= 2 ** 20 ? 'M' : 'K';
   return `${Number((bytes / (UNITS[unit] as number)).toFixed(1))}${unit}`;
 }
