@@ -7,7 +7,7 @@
 
 export type { GuestMemory } from '../memory/guest-memory.js';
 export type { Channel, Device, DeviceHost, DeviceInit, LogLevel, Timer } from './device.js';
-export { type Interrupt, MmioDevice, type MmioDeviceHost } from './mmio-device.js';
+export { type Interrupt, MmioDevice, type MmioDeviceHost, type MmioDeviceInit } from './mmio-device.js';
 export {
   type Buffers,
   type Chain,
@@ -15,5 +15,6 @@ export {
   type Queue,
   VirtioDevice,
   type VirtioDeviceHost,
+  type VirtioDeviceInit,
   type WritableBuffers,
 } from './virtio-device.js';

@@ -1,4 +1,4 @@
-import { Device, type DeviceHost } from './device.js';
+import { Device, type DeviceHost, type DeviceInit } from './device.js';
 
 /** The interrupt line of a device. Nothing happens while no machine is powered on. */
 export interface Interrupt {
@@ -12,6 +12,9 @@ export interface Interrupt {
 export interface MmioDeviceHost extends DeviceHost {
   readonly interrupt: Interrupt;
 }
+
+/** What an MmioDevice is made from: for a constructor to pass on. */
+export type MmioDeviceInit<Options = unknown> = DeviceInit<Options, MmioDeviceHost>;
 
 /**
  * A device with registers in a range of guest physical addresses and an interrupt of its own. The guest is told of it on

@@ -1,4 +1,4 @@
-import { Device, type DeviceHost } from './device.js';
+import { Device, type DeviceHost, type DeviceInit } from './device.js';
 
 export { feature } from '../virtio/device.js';
 
@@ -50,6 +50,9 @@ export interface VirtioDeviceHost extends DeviceHost {
   /** Tells the driver that the configuration space has changed. */
   configChanged(): void;
 }
+
+/** What a VirtioDevice is made from: for a constructor to pass on. */
+export type VirtioDeviceInit<Options = unknown> = DeviceInit<Options, VirtioDeviceHost>;
 
 /**
  * A virtio device (virtio 1.2), on the MMIO transport: the guest finds it as it finds the machine's others. The transport

@@ -1,4 +1,6 @@
+import { execFile } from 'node:child_process';
 import { setTimeout as delay } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type DeviceHandle, Machine } from '#dist/index.js';
 import { serveObject } from '../examples/object-fs/server.js';
@@ -8,6 +10,7 @@ import { describeKvm } from '../support/kvm.js';
 
 const BOOT = 120_000;
 const SLOW = 200_000;
+const MOUNT = 'mkdir /mnt; mount -t 9p -o trans=virtio,version=9p2000.L object /mnt';
 
 describeKvm('Linux with devices that a program brought', () => {
   let machine: Machine;
@@ -41,7 +44,7 @@ describeKvm('Linux with devices that a program brought', () => {
     shell = new Console(machine.serial);
     await machine.start();
     await shell.prompt(BOOT / 1e3);
-    await run('mkdir /mnt; mount -t 9p -o trans=virtio,version=9p2000.L object /mnt');
+    await run(MOUNT);
   }, BOOT);
   afterAll(() => machine?.close());
 
@@ -85,5 +88,33 @@ describeKvm('Linux with devices that a program brought', () => {
     expect(await run(`devmem ${at(0)} 8; devmem ${at(8)}; devmem ${at(8)} 32 1; devmem ${at(8)}`)).toBe(
       '0x2A\n0x00000001\n0x00000000\n',
     );
+  });
+
+  test('has them as before after a reset', { timeout: BOOT + SLOW }, async () => {
+    machine.serial.write('reboot\n');
+    await shell.prompt(BOOT / 1e3);
+    await run(MOUNT);
+    expect(await run('cat /mnt/hello.txt /mnt/folder/slow.txt')).toBe('x\nanswered late, 42\n');
+    expect(await run(`devmem 0x${counter.address.toString(16)}`)).toBe('0x00000000\n');
+  });
+});
+
+describeKvm('the examples of docs/devices.md run', () => {
+  const example = async (path: string) => {
+    const { stdout } = await promisify(execFile)(process.execPath, [`test/examples/${path}`], { timeout: SLOW });
+    return stdout.replaceAll('\r', '');
+  };
+
+  test('object-fs', { timeout: SLOW }, async () => {
+    const printed = await example('object-fs/main.js');
+    expect(printed).toMatch(/\nHello from an object\.\n20\d\d-\d\d-\d\dT.*Z\n/);
+    expect(printed).toMatch(/\nThe guest wrote: \{"kernel":"Linux .*\\n"\}\n$/);
+  });
+
+  test('counter', { timeout: SLOW }, async () => {
+    const printed = await example('counter/main.js');
+    expect(printed).toMatch(/\n0x00000028\n/);
+    expect(printed).toMatch(/\nThe counter says \{"alarm":42\}\n/);
+    expect(printed).toMatch(/\n0x00000001\n/);
   });
 });

@@ -10,7 +10,7 @@ import { NinePError, Reader, Writer } from './messages.js';
  * @typedef {string | Uint8Array} Content
  */
 
-const { ENOENT, EEXIST, ENOTDIR, EISDIR, EINVAL, EIO, ENOSPC, ENOTEMPTY, EACCES, EBADF, EMFILE, EOPNOTSUPP } =
+const { ENOENT, EEXIST, ENOTDIR, EISDIR, EINVAL, EIO, ENOSPC, ENOTEMPTY, EACCES, EBADF, EMFILE, ENOMEM, EOPNOTSUPP } =
   constants.errno;
 const RLERROR = 7;
 const MAX_MESSAGE = 64 * 1024;
@@ -83,7 +83,7 @@ class ObjectServer {
   async version(reader) {
     this.#messageSize = Math.max(4096, Math.min(reader.u32(), MAX_MESSAGE));
     const known = reader.text() === '9P2000.L';
-    this.#fids.clear();
+    for (const number of this.#fids.keys()) this.#drop(number);
     return new Writer().u32(this.#messageSize).text(known ? '9P2000.L' : 'unknown');
   }
 
@@ -156,14 +156,19 @@ class ObjectServer {
 
   /** @param {Reader} reader */
   async open(reader) {
-    const fid = this.#fid(reader.u32());
+    const number = reader.u32();
+    const { path } = this.#fid(number);
     const flags = reader.u32();
-    const node = this.#node(fid.path);
+    const node = this.#node(path);
     if (typeof node === 'function') {
       if (flags & 3) throw new NinePError(EACCES);
-      fid.content = await contentOf(node);
-    } else if (flags & O_TRUNC) this.#resize(fid.path, 0);
-    return this.#qid(new Writer(), fid.path).u32(0);
+      const content = await contentOf(node);
+      this.#setFid(number, { path });
+      if (content.length > this.#left) throw new NinePError(ENOMEM);
+      this.#left -= content.length;
+      this.#setFid(number, { path, content });
+    } else if (flags & O_TRUNC) this.#resize(path, 0);
+    return this.#qid(new Writer(), path).u32(0);
   }
 
   /** @param {Reader} reader */
@@ -225,7 +230,7 @@ class ObjectServer {
 
   /** @param {Reader} reader */
   async clunk(reader) {
-    this.#fids.delete(reader.u32());
+    this.#drop(reader.u32());
     return new Writer();
   }
 
@@ -255,8 +260,15 @@ class ObjectServer {
 
   /** @param {number} number @param {Fid} fid */
   #setFid(number, fid) {
-    if (this.#fids.size >= MAX_FIDS && !this.#fids.has(number)) throw new NinePError(EMFILE);
+    this.#drop(number);
+    if (this.#fids.size >= MAX_FIDS) throw new NinePError(EMFILE);
     this.#fids.set(number, fid);
+  }
+
+  /** @param {number} number */
+  #drop(number) {
+    this.#left += this.#fids.get(number)?.content?.length ?? 0;
+    this.#fids.delete(number);
   }
 
   /** What is at a path; undefined if nothing is. @param {string[]} path @returns {Tree[string] | undefined} */

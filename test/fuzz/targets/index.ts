@@ -4,6 +4,7 @@ import { consoleControl, consolePort } from './console.js';
 import { netReceive, netTransmit } from './net.js';
 import { queue } from './queue.js';
 import { rng } from './rng.js';
+import { userDevice } from './user-device.js';
 
 /** Adding a target is a line here. */
 export const targets: readonly Target[] = [
@@ -15,4 +16,5 @@ export const targets: readonly Target[] = [
   netTransmit,
   consolePort,
   consoleControl,
+  userDevice,
 ];

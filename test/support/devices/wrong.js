@@ -12,7 +12,7 @@ export class Stranger {
 }
 
 export class Throws extends MmioDevice {
-  /** @param {ConstructorParameters<typeof MmioDevice>[0]} init */
+  /** @param {import("tsvisor/device").MmioDeviceInit} init */
   constructor(init) {
     super(init);
     throw new RangeError(`not with ${init.options}`);
