@@ -25,6 +25,8 @@ import { UserNetworks } from './user-networks.js';
 const ERROR_CONSOLE_LINES = 20;
 
 const DEFAULT_STOP_TIMEOUT = 30_000;
+/** Milliseconds between the end of a guest's programs and its own. */
+const END_GRACE = 5000;
 
 /** Host-side hooks of a machine. */
 export interface MachineOptions {
@@ -400,8 +402,17 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     try {
       return await question(agent);
     } catch (error) {
-      throw error instanceof AgentError ? this.#explain(error) : error;
+      if (!(error instanceof AgentError)) throw error;
+      if (error.code === 'ERR_AGENT') await this.#awaitEnd(agent);
+      throw this.#explain(error);
     }
+  }
+
+  /** An agent that is lost may be the first sign of a guest that powers off. @throws why the machine has ended, if it has. */
+  async #awaitEnd(agent: MachineAgent): Promise<void> {
+    const back = agent.ready({ timeout: END_GRACE }).catch(() => {});
+    const end = await Promise.race([this.wait(), back]);
+    if (end) throw this.#whyEnded(end);
   }
 
   #endOnAbort(signal: AbortSignal | undefined): void {
