@@ -1,4 +1,5 @@
 import type { KvmFlavour } from '../arch/x86_64/assist/detect.js';
+import { AGENT_SERVICE_WORD, appendAgentInit } from '../boot/agent-archive.js';
 import type { ResolvedConfig } from './config.js';
 import { virtioDeviceCount } from './device-config.js';
 import { virtioSlot } from './layout.js';
@@ -58,7 +59,7 @@ export function commandLine(config: ResolvedConfig, flavour: KvmFlavour, devices
     const { base, gsi } = place;
     words.push(`tsvisor.device=${name}@0x${base.toString(16)}${gsi === undefined ? '' : `:${gsi}`}`);
   }
-  if (config.agent) words.push('tsvisor.agent');
-  words.push(config.append);
+  if (config.agent && !config.agentProgram) words.push(AGENT_SERVICE_WORD);
+  words.push(config.agentProgram ? appendAgentInit(config.append) : config.append);
   return words.join(' ').trim();
 }

@@ -1,4 +1,5 @@
 import { MemoryError, UsageError } from '../errors.js';
+import type { ConfigWithImages } from './default-guest.js';
 import { type DeviceConfig, type DeviceOptions, resolveDevices } from './device-config.js';
 import { PAGE_SIZE } from './layout.js';
 
@@ -43,6 +44,8 @@ export interface ResolvedConfig extends DeviceConfig {
   readonly serial: boolean;
   readonly console: 'ttyS0' | 'hvc0' | undefined;
   readonly agent: boolean;
+  /** Path of the agent's program, to be brought into the image; undefined where the image has it. */
+  readonly agentProgram: string | undefined;
   readonly terminal: MachineConfig['terminal'];
 }
 
@@ -53,7 +56,7 @@ const MIN_MEMORY = 2 * MiB;
 const MAX_MEMORY = 2 ** 40;
 
 /** Checks every field and fills in the defaults. @throws UsageError or MemoryError that names the field. */
-export function resolveConfig(config: MachineConfig & { readonly kernel: string }): ResolvedConfig {
+export function resolveConfig(config: ConfigWithImages): ResolvedConfig {
   const { kernel, initrd, append = '', memory = DEFAULT_MEMORY, cpus = 1, onReset = 'restart', serial = true } = config;
   if (typeof kernel !== 'string' || kernel === '') throw new UsageError('kernel: the path of a kernel is needed');
   if (initrd !== undefined && (typeof initrd !== 'string' || initrd === '')) {
@@ -70,13 +73,13 @@ export function resolveConfig(config: MachineConfig & { readonly kernel: string 
   if (onReset !== 'restart' && onReset !== 'end')
     throw new UsageError(`onReset: ${onReset} is neither restart nor end`);
   const { terminal } = config;
-  const { agent = false } = config;
+  const { agent = false, agentProgram } = config;
   if (typeof agent !== 'boolean') throw new UsageError(`agent: ${agent} is neither true nor false`);
   if (agent && config.vsock === false)
     throw new UsageError('vsock: the agent needs it; leave it out, or set agent: false');
   const devices = resolveDevices(agent ? { ...config, vsock: config.vsock ?? true } : config);
   const console = resolveConsole(config.console, serial, devices);
-  return { kernel, initrd, append, memory, cpus, onReset, serial, console, agent, terminal, ...devices };
+  return { kernel, initrd, append, memory, cpus, onReset, serial, console, agent, agentProgram, terminal, ...devices };
 }
 
 function resolveConsole(

@@ -66,15 +66,25 @@ function once(name: string, find: () => Promise<string>): Promise<string> {
   return path;
 }
 
+/** A configuration with images, and with the program of the agent where theirs is not known to have one. */
+export type ConfigWithImages = MachineConfig & { readonly kernel: string; readonly agentProgram?: string };
+
 /** The configuration with the default guest's images, where it names none of its own. @throws TsvisorError ERR_BUILD */
 export async function withDefaultGuest(
   config: MachineConfig,
   onLog: (level: 'info', message: string) => void = () => {},
-): Promise<MachineConfig & { readonly kernel: string }> {
+): Promise<ConfigWithImages> {
+  const progress = (line: string) => onLog('info', line);
+  const images = await withImages(config, progress);
+  const { kernel, initrd, append, agent } = config;
+  const own = kernel !== undefined || initrd !== undefined || namesRoot(append);
+  return own && agent ? { ...images, agentProgram: await agentPath(progress) } : images;
+}
+
+async function withImages(config: MachineConfig, progress: BuildProgress): Promise<ConfigWithImages> {
   const { kernel, initrd, append } = config;
   if (kernel !== undefined) return { ...config, kernel };
   const agent = config.agent ?? config.vsock !== false;
-  const progress = (line: string) => onLog('info', line);
   const images = { kernel: await once('kernel', () => kernelPath(undefined, undefined, progress)) };
   if (initrd !== undefined || namesRoot(append)) return { ...config, ...images, agent };
   return { ...config, ...images, agent, initrd: await once('initramfs', () => initramfsPath(progress)) };

@@ -6,6 +6,7 @@ import { setEntryState } from '../arch/x86_64/entry-state.js';
 import { writeMpTable } from '../arch/x86_64/mptable.js';
 import { writeBootGdt, writeBootPageTables } from '../arch/x86_64/page-tables.js';
 import { GuestIo } from '../backends/guest-io.js';
+import { agentArchive } from '../boot/agent-archive.js';
 import { loadKernel } from '../boot/load.js';
 import { Bus } from '../bus/bus.js';
 import { BootTimer } from '../devices/boot-timer.js';
@@ -76,7 +77,8 @@ export class VirtualMachine implements Disposable {
       const { cpus, serial, acpi } = config;
       const entry = await loadKernel(memory, {
         kernel: config.kernel,
-        ...(config.initrd === undefined ? {} : { initrd: config.initrd }),
+        initrd: config.initrd,
+        initrdPrefix: config.agentProgram === undefined ? undefined : agentArchive(config.agentProgram),
         commandLine: commandLine(config, flavour, devices),
         rsdp: acpi === 'off' ? undefined : writeAcpiTables(memory, { cpus, serial, virtio }),
       });

@@ -10,7 +10,7 @@ import type { Connect } from '#dist/agent/connection.js';
 /** Opens the Unix socket that the agent inherits as descriptor 3 (sd_listen_fds(3)), which Node cannot. */
 const LAUNCHER = `
 import os, socket, sys
-s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(64)
+s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(256)
 os.dup2(s.fileno(), 3, True) if s.fileno() != 3 else os.set_inheritable(3, True)
 os.execve(sys.argv[2], sys.argv[2:], dict(os.environ, LISTEN_FDS="1"))
 `;
