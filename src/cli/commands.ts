@@ -28,7 +28,11 @@ function lazily<T>(usage: string, describe: string, load: () => Promise<CommandM
 
 /** Every command, in the order of the help. */
 export const COMMANDS: readonly Command[] = [
-  lazily('run', 'Boot a Linux guest, with this terminal as its console', () => import('./run.js')),
+  lazily(
+    'run',
+    'Boot a Linux guest: with this terminal as its console, in the background, or for one command',
+    () => import('./run.js'),
+  ),
   lazily('ps', 'List the machines that have a name', () => import('./ps.js')),
   lazily('exec <name> [command..]', 'Run a command in a machine', () => import('./exec.js')),
   lazily('shell <name>', 'Start a shell in a machine', () => import('./shell.js')),

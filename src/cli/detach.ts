@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { closeSync, openSync, writeFileSync } from 'node:fs';
 import { type ErrorData, errorFromData, errorToData, TsvisorError } from '../errors.js';
-import { initramfsPath, kernelPath, namesRoot } from '../machine/default-guest.js';
+import { buildDefaultGuest } from './default-guest.js';
 import { ERROR_EXIT } from './exit-codes.js';
 import type { MachineStatus } from './machines/control-protocol.js';
 import { checkName, generateName, MachineFolder } from './machines/machine-folder.js';
@@ -75,8 +75,7 @@ export function keepFailure(folder: MachineFolder, message: string, exitCode: nu
 /** `run --detach`: starts the same command line in a session of its own and returns when its guest runs. */
 export async function startDetached(args: RunArguments): Promise<void> {
   // Here, where its progress is seen.
-  if (args.kernel === undefined) await kernelPath();
-  if (args.kernel === undefined && args.initrd === undefined && !namesRoot(args.append)) await initramfsPath();
+  await buildDefaultGuest(args);
   using interrupt = abortOnSignals();
   const folder = await MachineFolder.claim(args.name ?? generateName());
   const { name, processLog } = folder.paths;

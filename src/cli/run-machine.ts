@@ -1,14 +1,16 @@
 import { UsageError } from '../errors.js';
 import type { MachineConfig } from '../machine/config.js';
-import { initramfsPath, kernelPath, namesRoot } from '../machine/default-guest.js';
 import type { ConsolePortConfig } from '../machine/device-config.js';
 import { type MachineEnd, type MachineStats, now } from '../machine/end.js';
 import { Machine } from '../machine/machine.js';
+import { buildDefaultGuest } from './default-guest.js';
 import { type DetachedParent, detachedParent, keepFailure, startDetached } from './detach.js';
 import { parseDrive } from './drive-option.js';
+import { commandOf } from './exec.js';
+import { runGuestCommand } from './guest-run.js';
 import { createLog } from './log.js';
 import { MachineFolder } from './machines/machine-folder.js';
-import { NamedMachine } from './machines/named-machine.js';
+import { type NamedConfig, NamedMachine } from './machines/named-machine.js';
 import { chosenForwards, parseNetworks } from './net-option.js';
 import { parseNumber, parseSeconds } from './number.js';
 import { OutputFile } from './output-file.js';
@@ -20,9 +22,14 @@ import { parseVsock } from './vsock-option.js';
 
 /** `tsvisor run`: in this process, or in one of its own that is left behind. */
 export async function runMachine(args: RunArguments): Promise<void> {
+  if (args.detach && commandOf(args).length > 0) {
+    throw new UsageError(
+      '--detach: does not go with a command; detach the machine, then: tsvisor exec NAME -- COMMAND',
+    );
+  }
+  if (args.json && !args.detach) throw new UsageError('--json: goes with --detach only');
   const parent = detachedParent();
   if (args.detach && !parent) return await startDetached(args);
-  if (args.json && !args.detach) throw new UsageError('--json: goes with --detach only');
   try {
     await runHere(args, parent);
   } catch (error) {
@@ -34,22 +41,30 @@ export async function runMachine(args: RunArguments): Promise<void> {
 async function runHere(args: RunArguments, parent: DetachedParent | undefined): Promise<void> {
   const timeout = args.timeout === undefined ? undefined : parseSeconds('timeout', args.timeout);
   const streams = parseStreams(args);
+  const command = commandOf(args);
   const folder = parent?.folder ?? (args.name === undefined ? undefined : await MachineFolder.claim(args.name));
   const stats = args.stats === undefined ? undefined : new OutputFile('stats', args.stats);
   let failure: string | undefined;
   try {
     const options = await createLog(args.logLevel);
     const config = await configOf(args, streams, folder);
+    await buildDefaultGuest(args);
     await using machine = await Machine.create(config, options);
     for (const line of chosenForwards(config.networks ?? [], machine.hostForwards)) {
       process.stderr.write(`tsvisor: ${line}\n`);
     }
-    const session = new Session(machine, streams, { timeout, detached: parent !== undefined });
-    await using named = folder && (await NamedMachine.serve(folder, machine, session, config));
-    const { code, end } = await session.run(() => parent?.started(named?.status()));
-    if (code !== 0 && end.reason !== 'guest-exit' && end.reason !== 'stopped') {
-      process.stderr.write(`tsvisor: ${end.message}\n`);
-    }
+    const session = new Session(machine, streams, {
+      timeout,
+      headless: parent !== undefined || command.length > 0,
+      powersOff: config.agent && parent !== undefined,
+    });
+    await using named = folder && (await NamedMachine.serve(folder, machine, session, config, parent !== undefined));
+    const { code, end } =
+      command.length > 0
+        ? await runGuestCommand(machine, session, command)
+        : await session.run(() => parent?.started(named?.status()));
+    const explained = end.reason === 'guest-exit' || end.reason === 'stopped' || command.length > 0;
+    if (code !== 0 && !explained) process.stderr.write(`tsvisor: ${end.message}\n`);
     const numbers = await machine.metrics();
     stats?.commit(`${JSON.stringify(report(numbers, end, code), null, 2)}\n`);
     process.exitCode = code;
@@ -65,11 +80,14 @@ async function configOf(
   args: RunArguments,
   streams: ReturnType<typeof parseStreams>,
   folder: MachineFolder | undefined,
-): Promise<MachineConfig & { readonly kernel: string; readonly memory: number }> {
+): Promise<NamedConfig> {
+  const { kernel, initrd } = args;
+  // What nobody could ask for anything has no agent, which would take time to start.
+  const agent = args.agent ?? (commandOf(args).length > 0 || (folder !== undefined && kernel === undefined));
   const vsock = parseVsock(args.vsock) ?? (folder && {});
   return {
-    kernel: args.kernel ?? (await kernelPath()),
-    ...(await initrdOf(args)),
+    ...(kernel !== undefined && { kernel }),
+    ...(initrd !== undefined && { initrd }),
     append: args.append ?? '',
     memory: parseSize('memory', args.memory),
     cpus: parseNumber('cpus', args.cpus, 'a number of vCPUs', 0, 1024),
@@ -81,6 +99,7 @@ async function configOf(
     networks: parseNetworks(args.net),
     drives: (args.drive ?? []).map(parseDrive),
     rng: args.rng,
+    agent,
     ...(vsock && { vsock: folder ? { socket: folder.paths.vsock, ...vsock } : vsock }),
     acpi: args.acpi,
   };
@@ -89,12 +108,6 @@ async function configOf(
 function consolePorts({ console, ports }: ReturnType<typeof parseStreams>): ConsolePortConfig[] {
   const terminal = console.target.kind === 'none' ? [] : [{ name: CONSOLE_PORT, console: true }];
   return [...terminal, ...ports.map(({ name }) => ({ name }))];
-}
-
-/** The user's initrd; the default one only for the default kernel, unless that is told of a root file system. */
-async function initrdOf({ kernel, initrd, append }: RunArguments): Promise<{ initrd?: string }> {
-  if (initrd !== undefined) return { initrd };
-  return kernel === undefined && !namesRoot(append) ? { initrd: await initramfsPath() } : {};
 }
 
 function terminalOf({ serial, console }: ReturnType<typeof parseStreams>): Pick<MachineConfig, 'terminal'> {

@@ -3,6 +3,10 @@ import { LOG_LEVELS } from './log.js';
 
 export function builder(yargs: Argv) {
   return yargs
+    .usage(
+      '$0 run [options] [-- command..]\n\nBoot a Linux guest: with this terminal as its console, in the background (--detach), ' +
+        'or for one command, whose exit code is this one’s',
+    )
     .option('kernel', {
       type: 'string',
       requiresArg: true,
@@ -52,6 +56,11 @@ export function builder(yargs: Argv) {
       describe:
         'sockets between host and guest: nothing, or cid=N and socket=PATH, by which to connect [default: none]',
     })
+    .option('agent', {
+      type: 'boolean',
+      describe:
+        'tsvisor’s agent in the guest, for exec and its like [default: with -- COMMAND, or a name and the built-in kernel]',
+    })
     .option('acpi', {
       choices: ['auto', 'on', 'off'] as const,
       default: 'auto' as const,
@@ -85,6 +94,8 @@ export function builder(yargs: Argv) {
     .example('$0 run -m 256M --append "debug loglevel=7"', 'more memory, a chattier kernel')
     .example('$0 run --console stdio', 'the terminal as hvc0: the guest knows its size')
     .example('$0 run --port name=agent,socket=agent.sock', 'one client at a time talks to a program in the guest')
+    .example('$0 run -- uname -a', 'boot, run one command with its exit code, power off')
+    .example('$0 run --name web -d', 'in the background; then: exec, shell, cp, console, logs, stop web')
     .example("printf 'uname -a\\npoweroff\\n' | $0 run", 'a script on the guest’s shell')
     .epilogue(
       'Keys: Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A h helps.\n' +

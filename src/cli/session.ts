@@ -22,36 +22,40 @@ const STOP_GRACE = 5000;
 
 const CTRL_D = '\x04';
 
+/** How long a guest has to power off when a signal asks the machine to end, in milliseconds. */
+const POWER_OFF_GRACE = 10_000;
+
 export interface SessionOptions {
   /** Ends the machine after so many milliseconds. */
   readonly timeout?: number | undefined;
-  /** Leaves this process's stdin and stdout alone: what would be on them is only for who joins the console. */
-  readonly detached?: boolean;
+  /** Leaves stdin, stdout and signals that ask to end to somebody else; the console is for who joins it. */
+  readonly headless?: boolean;
+  /** Whether a first signal lets the guest's agent power it off. */
+  readonly powersOff?: boolean;
 }
 
 /** One machine of this process, until it ends or a signal, a client, the escape key, a closed stdout or the clock ends it. */
 export class Session {
-  readonly detached: boolean;
   readonly #machine: Machine;
   readonly #streams: ReturnType<typeof parseStreams>;
-  readonly #timeout: number | undefined;
-  readonly #ended = deferred<Ended>();
-  #startedAt: number | undefined;
-  #forced = false;
+  readonly #options: SessionOptions;
   readonly #connections: Connection[] = [];
   readonly #stopped = deferred<void>();
+  readonly #ended = deferred<Ended>();
+  #startedAt: number | undefined;
+  #stopping: 'no' | 'gently' | 'at once' = 'no';
   /** The exit code of what stopped the machine from outside. */
   #stopCode: number | undefined;
   #failure: Error | undefined;
   #endOfInput: NodeJS.Timeout | undefined;
   #restoreTerminal = () => {};
   #removeResize = () => {};
+  #removeSignals = () => {};
 
   constructor(machine: Machine, streams: ReturnType<typeof parseStreams>, options: SessionOptions) {
     this.#machine = machine;
     this.#streams = streams;
-    this.#timeout = options.timeout;
-    this.detached = options.detached ?? false;
+    this.#options = options;
   }
 
   /** The guest's console that stdin and stdout stand for, if one does. */
@@ -75,17 +79,35 @@ export class Session {
     return this.#ended.promise;
   }
 
-  /** For a client: ends the machine and resolves when it has ended. */
-  stop({ force }: { force: boolean; timeout: number }): Promise<Ended> {
-    if (force) this.#stop(ESCAPE_EXIT);
-    else this.#stop(ESCAPE_EXIT);
+  /** From now on signals are somebody else's. */
+  leaveSignals(): void {
+    this.#removeSignals();
+  }
+
+  /** Cuts the machine's power, if it still runs. @param code what the process exits with then */
+  stop(code: number): void {
+    this.#stop(code);
+  }
+
+  /**
+   * Has the agent power the guest off, and cuts its power when it has not within so many milliseconds.
+   * @param code what the process exits with in that case. @returns how the machine ended
+   */
+  powerOff(code: number, timeout: number): Promise<Ended> {
+    if (this.#stopping === 'no') {
+      this.#stopping = 'gently';
+      this.#stopCode = code;
+      const stopped = this.#machine.stop({ graceful: true, timeout });
+      stopped.then(({ reason }) => reason === 'stopped' && this.#stopped.resolve(), this.#stopped.reject);
+    }
     return this.ended;
   }
 
   /** @param onStart called when the guest runs */
   async run(onStart = () => {}): Promise<{ code: number; end: MachineEnd }> {
-    const removeSignals = onSignals((code) => this.#stop(code));
-    const timer = this.#timeout && setTimeout(() => this.#stop(TIMEOUT_EXIT), this.#timeout);
+    this.#removeSignals = onSignals((code) => this.#onSignal(code));
+    const { timeout } = this.#options;
+    const timer = timeout && setTimeout(() => this.#stop(TIMEOUT_EXIT), timeout);
     try {
       await this.#connectAll();
       await this.#machine.start();
@@ -96,7 +118,7 @@ export class Session {
       await Promise.race([Promise.all(this.#connections.map((c) => c.done())), this.#stopped.promise]);
       if (this.#failure) throw this.#failure;
       const code = this.#exitCode(end);
-      this.#ended.resolve({ message: end.message, exitCode: code, forced: this.#forced });
+      this.#ended.resolve({ message: end.message, exitCode: code, reason: end.reason });
       return { code, end };
     } catch (error) {
       this.#ended.reject(error as Error);
@@ -104,7 +126,7 @@ export class Session {
     } finally {
       if (timer) clearTimeout(timer);
       clearInterval(this.#endOfInput);
-      removeSignals();
+      this.#removeSignals();
       this.#removeResize();
       this.#restoreTerminal();
       process.stdin.destroy();
@@ -118,8 +140,9 @@ export class Session {
   }
 
   #stop(code: number): void {
-    if (this.#stopCode !== undefined) return;
-    this.#stopCode = code;
+    if (this.#stopping === 'at once') return;
+    this.#stopping = 'at once';
+    this.#stopCode ??= code;
     void this.#machine.stop().then(() => this.#stopped.resolve(), this.#stopped.reject);
     setTimeout(() => {
       this.#restoreTerminal();
@@ -128,12 +151,17 @@ export class Session {
     }, STOP_GRACE).unref();
   }
 
+  #onSignal(code: number): void {
+    if (this.#options.powersOff && this.#stopping === 'no') void this.powerOff(code, POWER_OFF_GRACE).catch(() => {});
+    else this.#stop(code);
+  }
+
   async #connectAll(): Promise<void> {
     const { serial, console, ports } = this.#streams;
     await this.#connect(this.#machine.serial, serial);
     if (console.target.kind !== 'none') await this.#connect(this.#machine.port(CONSOLE_PORT), console);
     for (const port of ports) await this.#connect(this.#machine.port(port.name), port);
-    if (console.target.kind === 'stdio' && !this.detached) await this.#followSize();
+    if (console.target.kind === 'stdio' && !this.#options.headless) await this.#followSize();
   }
 
   async #connect(stream: Duplex, { option, target }: StreamRequest): Promise<void> {
@@ -153,8 +181,8 @@ export class Session {
         this.#connections.push(await connectSocket(stream, option, target.path));
         break;
       case 'stdio':
-        if (this.detached) {
-          this.#connections.push(untilEnd(stream));
+        if (this.#options.headless) {
+          this.#connections.push(untilEnd(stream.resume()));
           break;
         }
         this.#connections.push(this.#connectStdout(stream));

@@ -1,10 +1,11 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ArgumentsCamelCase, Argv } from 'yargs';
 import { TsvisorError } from '../errors.js';
-import { ANSWER_MS, ask, notFound } from './machines/control-client.js';
+import { ANSWER_MS, ControlClient, notFound } from './machines/control-client.js';
 import type { Ended } from './machines/control-protocol.js';
 import { checkName, holderOf, isRunning, listMachines, removeStale } from './machines/machine-folder.js';
 import { parseSeconds } from './number.js';
+import { Progress } from './progress.js';
 
 /** How long a process whose machine has ended may take to be gone, in milliseconds. */
 const GONE_MS = 10_000;
@@ -37,13 +38,13 @@ type StopArguments = ArgumentsCamelCase<Awaited<ReturnType<typeof builder>['argv
 export async function handler({ name, timeout, force, json }: StopArguments): Promise<void> {
   const milliseconds = parseSeconds('timeout', timeout);
   const ended = await stop(checkName(name), milliseconds, force);
-  if (json) process.stdout.write(`${JSON.stringify({ name, ...ended })}\n`);
-  else if (ended.forced && !force) {
+  if (json) process.stdout.write(`${JSON.stringify({ name, ...ended }, null, 2)}\n`);
+  else if (ended.agent && ended.reason === 'stopped' && !force) {
     process.stderr.write(`tsvisor: ${name} did not power off in ${timeout} s: its power was cut\n`);
   }
 }
 
-async function stop(name: string, timeout: number, force: boolean): Promise<Partial<Ended>> {
+async function stop(name: string, timeout: number, force: boolean): Promise<Partial<Ended> & { agent?: boolean }> {
   if (!isRunning(name)) {
     const { failed } = await listMachines();
     if (!failed.includes(name)) throw notFound(name);
@@ -52,9 +53,12 @@ async function stop(name: string, timeout: number, force: boolean): Promise<Part
   }
   const holder = holderOf(name);
   try {
-    const ended = await ask(name, 'stop', { timeout, force }, { timeout: ANSWER_MS + (force ? 0 : timeout) });
+    using client = await ControlClient.connect(name);
+    const { agent } = await client.request('status', {});
+    using _progress = new Progress(`waiting for ${name} to ${agent && !force ? 'power off' : 'end'}`);
+    const ended = await client.request('stop', { timeout, force }, { timeout: ANSWER_MS + (force ? 0 : timeout) });
     await untilGone(name);
-    return ended;
+    return { ...ended, agent };
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     if (code !== 'ERR_MACHINE_ENDED' && code !== 'ERR_TIMEOUT' && code !== 'ERR_MACHINE_NOT_FOUND') throw error;
@@ -65,7 +69,7 @@ async function stop(name: string, timeout: number, force: boolean): Promise<Part
     }
     await untilGone(name);
     removeStale(name);
-    return { forced: force };
+    return {};
   }
 }
 

@@ -12,11 +12,22 @@ const images = fileURLToPath(new URL('../../guest-images/', import.meta.url));
 /** Gets what a build says of its progress, a line at a time; without one it goes to stderr. */
 export type BuildProgress = (line: string) => void;
 
+/** What was built or found, by script and arguments: images are looked for once a process. */
+const found = new Map<string, Promise<string>>();
+
 /**
  * Runs one of the scripts of guest-images/, which builds what is not in the cache yet.
  * @returns the path it prints. @throws TsvisorError ERR_BUILD.
  */
 function imagePath(script: string, args: readonly string[], progress?: BuildProgress): Promise<string> {
+  const key = [script, ...args].join(' ');
+  const path = found.get(key) ?? runScript(script, args, progress);
+  found.set(key, path);
+  path.catch(() => found.delete(key));
+  return path;
+}
+
+function runScript(script: string, args: readonly string[], progress?: BuildProgress): Promise<string> {
   return new Promise((resolve, reject) => {
     const child = spawn(`${images}${script}`, args, { stdio: ['ignore', 'pipe', progress ? 'pipe' : 'inherit'] });
     let output = '';
@@ -53,17 +64,7 @@ export function initramfsPath(progress?: BuildProgress): Promise<string> {
 
 /** The path of the agent's program, for images that have none, built if it is not cached. */
 export function agentPath(progress?: BuildProgress): Promise<string> {
-  return once('agent', () => imagePath('build-agent.sh', [], progress));
-}
-
-/** The default guest's images are looked for once a process. */
-const found = new Map<string, Promise<string>>();
-
-function once(name: string, find: () => Promise<string>): Promise<string> {
-  const path = found.get(name) ?? find();
-  found.set(name, path);
-  path.catch(() => found.delete(name));
-  return path;
+  return imagePath('build-agent.sh', [], progress);
 }
 
 /** A configuration with images, and with the program of the agent where theirs is not known to have one. */
@@ -85,9 +86,9 @@ async function withImages(config: MachineConfig, progress: BuildProgress): Promi
   const { kernel, initrd, append } = config;
   if (kernel !== undefined) return { ...config, kernel };
   const agent = config.agent ?? config.vsock !== false;
-  const images = { kernel: await once('kernel', () => kernelPath(undefined, undefined, progress)) };
+  const images = { kernel: await kernelPath(undefined, undefined, progress) };
   if (initrd !== undefined || namesRoot(append)) return { ...config, ...images, agent };
-  return { ...config, ...images, agent, initrd: await once('initramfs', () => initramfsPath(progress)) };
+  return { ...config, ...images, agent, initrd: await initramfsPath(progress) };
 }
 
 /** Whether a command line names a root file system: then the default initramfs, which is one, is not wanted. */

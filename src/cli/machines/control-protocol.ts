@@ -1,4 +1,5 @@
 import type { ErrorData } from '../../errors.js';
+import type { EndReason } from '../../machine/end.js';
 
 /**
  * The protocol of a machine's control.sock: JSON, one object a line, UTF-8. A client sends a request and gets one answer
@@ -42,8 +43,10 @@ export interface MachineStatus {
   /** Bytes of guest RAM. */
   readonly memory: number;
   readonly cpus: number;
-  /** Path. */
+  /** Path, or `default`. */
   readonly kernel: string;
+  /** Whether the guest was given the agent. */
+  readonly agent: boolean;
   /** Whether there is a console to join. */
   readonly console: boolean;
   /** Path of the hybrid vsock's Unix socket. */
@@ -56,8 +59,8 @@ export interface Ended {
   readonly message: string;
   /** What the machine's process exits with. */
   readonly exitCode: number;
-  /** Whether the guest was given the time to power off and did not. */
-  readonly forced: boolean;
+  /** `stopped` when its power was cut. */
+  readonly reason: EndReason;
 }
 
 export interface ControlRequest {

@@ -1,7 +1,8 @@
 import { resolve } from 'node:path';
-import { TsvisorError } from '../../errors.js';
-import { DEFAULT_MEMORY, type MachineConfig } from '../../machine/config.js';
+import { AgentError, TsvisorError } from '../../errors.js';
+import type { MachineConfig } from '../../machine/config.js';
 import type { Machine } from '../../machine/machine.js';
+import { ESCAPE_EXIT } from '../exit-codes.js';
 import type { Session } from '../session.js';
 import { CONSOLE_PORT } from '../streams.js';
 import { ConsoleHub } from './console-hub.js';
@@ -10,7 +11,7 @@ import { ControlServer } from './control-server.js';
 import type { MachineFolder } from './machine-folder.js';
 import { RotatingLog } from './rotating-log.js';
 
-type NamedConfig = MachineConfig & { readonly kernel: string };
+export type NamedConfig = MachineConfig & { readonly memory: number; readonly cpus: number; readonly agent: boolean };
 
 /** What makes a machine of this process one that other processes find by its name. */
 export class NamedMachine implements AsyncDisposable {
@@ -20,9 +21,17 @@ export class NamedMachine implements AsyncDisposable {
   readonly #config: NamedConfig;
   readonly #log: RotatingLog;
   readonly #hub: ConsoleHub | undefined;
+  readonly #detached: boolean;
   #server: ControlServer | undefined;
 
-  private constructor(folder: MachineFolder, machine: Machine, session: Session, config: NamedConfig) {
+  private constructor(
+    folder: MachineFolder,
+    machine: Machine,
+    session: Session,
+    config: NamedConfig,
+    detached: boolean,
+  ) {
+    this.#detached = detached;
     this.#folder = folder;
     this.#machine = machine;
     this.#session = session;
@@ -38,8 +47,9 @@ export class NamedMachine implements AsyncDisposable {
     machine: Machine,
     session: Session,
     config: NamedConfig,
+    detached: boolean,
   ): Promise<NamedMachine> {
-    const named = new NamedMachine(folder, machine, session, config);
+    const named = new NamedMachine(folder, machine, session, config, detached);
     await named.#listen();
     return named;
   }
@@ -49,8 +59,19 @@ export class NamedMachine implements AsyncDisposable {
     this.#server = await ControlServer.listen(this.#folder.paths.control, {
       status: async () => this.status(),
       wait: () => session.ended,
-      ready: async () => ({}),
-      stop: ({ timeout, force }) => session.stop({ timeout, force }),
+      ready: async ({ timeout }) => {
+        if (!this.#config.agent) {
+          const { name } = this.#folder.paths;
+          throw new AgentError(`machine ${name} was started without an agent; start it with --agent`);
+        }
+        await this.#machine.ready({ timeout });
+        return {};
+      },
+      stop: ({ timeout, force }) => {
+        if (this.#config.agent && !force) return session.powerOff(ESCAPE_EXIT, timeout);
+        session.stop(ESCAPE_EXIT);
+        return session.ended;
+      },
       console: () => {
         const hub = this.#hub;
         if (!hub) {
@@ -67,7 +88,7 @@ export class NamedMachine implements AsyncDisposable {
   }
 
   status(): MachineStatus {
-    const { kernel, memory = DEFAULT_MEMORY, cpus = 1, vsock } = this.#config;
+    const { kernel, memory, cpus, agent, vsock } = this.#config;
     const { name, vsock: socket } = this.#folder.paths;
     return {
       name,
@@ -76,10 +97,11 @@ export class NamedMachine implements AsyncDisposable {
       uptime: this.#session.uptime,
       memory,
       cpus,
-      kernel: resolve(kernel),
+      kernel: kernel === undefined ? 'default' : resolve(kernel),
+      agent,
       console: this.#hub !== undefined,
       vsock: resolve((typeof vsock === 'object' && vsock.socket) || socket),
-      detached: this.#session.detached,
+      detached: this.#detached,
     };
   }
 
