@@ -4,6 +4,11 @@
  * @module tsvisor
  */
 
+export type { CopyOptions, CopySummary } from './agent/copy.js';
+export type { ExecOptions, ExecResult, SpawnOptions } from './agent/exec.js';
+export type { FileEntry, FileType } from './agent/file-entry.js';
+export type { Abortable, GuestFileSystem } from './agent/file-system.js';
+export type { GuestProcess, ProcessExit } from './agent/process.js';
 export type { ConsoleSize } from './backends/port-stream.js';
 export type { Flow } from './backends/user-network/flow.js';
 export type { HostForward } from './backends/user-network/host-forward.js';
@@ -35,5 +40,12 @@ export type {
 } from './machine/device-config.js';
 export type { DeviceEvents, DeviceHandle } from './machine/device-handle.js';
 export type { EndReason, MachineEnd, MachineStats } from './machine/end.js';
-export { Machine, type MachineEvents, type MachineMetrics, type MachineOptions } from './machine/machine.js';
+export {
+  Machine,
+  type MachineEvents,
+  type MachineMetrics,
+  type MachineOptions,
+  type StopOptions,
+} from './machine/machine.js';
+export type { ReadyOptions } from './machine/machine-agent.js';
 export type { MachineState } from './machine/messages.js';

@@ -78,7 +78,7 @@ export function machineTest(config: MachineConfig = {}, options: MachineTestOpti
 }
 
 async function agentReady(machine: Machine): Promise<void> {
-  await (machine as Machine & { ready?: () => Promise<void> }).ready?.();
+  await machine.ready();
 }
 
 /** Whether tests of this file will run after this one. */

@@ -11,9 +11,10 @@ export interface CopySummary {
   readonly skipped: number;
 }
 
+/** Limits of a copy, and who is told of its progress. */
 export interface CopyOptions {
   readonly signal?: AbortSignal;
-  /** Called after each entry and piece of a file. @param path within the tree, without a leading slash; '' for its root */
+  /** Called after each entry and piece of a file; `path` is within the tree, without a leading slash, '' for its root. */
   readonly onProgress?: (progress: CopySummary & { readonly path: string }) => void;
   /** More than so many bytes of contents fail with ERR_GUEST_FILE (EFBIG). Default no limit. */
   readonly maxBytes?: number;

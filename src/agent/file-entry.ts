@@ -1,6 +1,7 @@
 import { constants } from 'node:fs';
 import { FrameType, FrameWriter, PayloadReader, violation } from './protocol.js';
 
+/** What kind of file a file is. */
 export type FileType = 'file' | 'directory' | 'symlink' | 'fifo' | 'socket' | 'character-device' | 'block-device';
 
 /** A file of the guest. */

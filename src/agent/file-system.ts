@@ -19,7 +19,9 @@ import {
 } from './protocol.js';
 import { expectOk, upload } from './upload.js';
 
-interface Abortable {
+/** What every operation on files takes. */
+export interface Abortable {
+  /** Ends the operation when it is aborted, which then rejects with its reason. */
   readonly signal?: AbortSignal;
 }
 
@@ -39,7 +41,7 @@ export class GuestFileSystem {
     this.#channel = channel;
   }
 
-  /** The contents of a file. @param options.maxBytes more reject with EFBIG; default 64 MiB */
+  /** The contents of a file; more than `maxBytes` (default 64 MiB) reject with EFBIG. */
   readFile(path: string, options: Abortable & { encoding: 'utf8'; maxBytes?: number }): Promise<string>;
   readFile(path: string, options?: Abortable & { maxBytes?: number }): Promise<Buffer>;
   async readFile(
@@ -70,8 +72,8 @@ export class GuestFileSystem {
 
   /**
    * Writes a file whole: it is there with all of it, or as it was before. A symbolic link's file is written. Devices and
-   * files in /proc and /sys are written in place.
-   * @param options.mode permissions; default those of the file that is replaced, or 0o644
+   * files in /proc and /sys are written in place. `mode` is its permissions; default those of the file that is replaced, or
+   * 0o644.
    */
   async writeFile(
     path: string,
@@ -104,7 +106,7 @@ export class GuestFileSystem {
     }
   }
 
-  /** What a file is. @param options.followSymlinks default true */
+  /** What a file is, or with `followSymlinks` (default true) what a symbolic link leads to. */
   async stat(
     path: string,
     { signal, followSymlinks = true }: Abortable & { followSymlinks?: boolean } = {},
@@ -117,7 +119,7 @@ export class GuestFileSystem {
     return { ...readEntry(answer.payload), name: path.split('/').at(-1) ?? path };
   }
 
-  /** Makes a folder. @param options.recursive also those it is in; one that is there is no error. Default false. */
+  /** Makes a folder; with `recursive`, also those it is in, and one that is there is no error. `mode` is 0o755 by default. */
   async mkdir(
     path: string,
     { signal, recursive = false, mode = 0o755 }: Abortable & { recursive?: boolean; mode?: number } = {},
@@ -128,8 +130,8 @@ export class GuestFileSystem {
   }
 
   /**
-   * Removes a file, a link or an empty folder.
-   * @param options.recursive a folder with all that is in it; @param options.force a missing file is no error
+   * Removes a file, a link or an empty folder; with `recursive`, a folder with all that is in it. With `force`, a missing
+   * file is no error.
    */
   async remove(
     path: string,

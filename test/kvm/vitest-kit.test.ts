@@ -10,7 +10,7 @@ function vitest(file: string, { kvm = true } = {}) {
   const hide = ['unshare', '--mount', 'sh', '-c', 'mount --bind /dev/null /dev/kvm && exec "$@"', 'sh'];
   const [program, ...args] = kvm || !existsSync('/dev/kvm') ? command : [...hide, ...command];
   const env = { ...process.env, NO_COLOR: '1' };
-  const { status, stdout, stderr } = spawnSync(program as string, args, { encoding: 'utf8', timeout: 55_000, env });
+  const { status, stdout, stderr } = spawnSync(program as string, args, { encoding: 'utf8', timeout: 290_000, env });
   return { status, output: stdout + stderr };
 }
 
@@ -18,6 +18,12 @@ describeKvm('machineTest', () => {
   test('gives each test a fresh machine', () => {
     const { status, output } = vitest('passing');
     expect(output).toMatch(/Tests {2}6 passed \(6\)/);
+    expect(status).toBe(0);
+  });
+
+  test('boots Linux and waits for its agent', { timeout: 300_000 }, () => {
+    const { status, output } = vitest('linux');
+    expect(output).toMatch(/Tests {2}2 passed \(2\)/);
     expect(status).toBe(0);
   });
 

@@ -1,11 +1,14 @@
 // Compiled by `tsc -p test/tsconfig.json`, never run: what programs may and may not write against the published types.
-import type { Duplex } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import {
   type DriveConfig,
   type EndReason,
   type ErrorCode,
+  type ExecResult,
+  type FileEntry,
   type Flow,
   GuestError,
+  type GuestProcess,
   KvmError,
   Machine,
   type MachineConfig,
@@ -13,6 +16,7 @@ import {
   type MachineMetrics,
   type MachineState,
   type NetworkConfig,
+  type ProcessExit,
   TsvisorError,
   type UsageError,
   type VsockError,
@@ -110,6 +114,27 @@ export async function life(): Promise<void> {
     case 'crashed':
       break;
   }
+}
+
+/** Commands and files in the guest. */
+export async function guest(machine: Machine): Promise<void> {
+  const result = await machine.exec('ls', { args: ['-l'], env: { LANG: 'C' }, cwd: '/', timeout: 1000, stdin: 'text' });
+  expectTypeOf(result).toEqualTypeOf<ExecResult>();
+  expectTypeOf(result.stdout).toEqualTypeOf<string>();
+  expectTypeOf(result.code).toEqualTypeOf<number | null>();
+  expectTypeOf(result.signal).toEqualTypeOf<NodeJS.Signals | null>();
+  // @ts-expect-error a command is one string, with its arguments in the options
+  await machine.exec(['ls', '-l']);
+  // @ts-expect-error no such option
+  await machine.exec('ls', { shell: true });
+  await using child = await machine.spawn('cat', { signal: AbortSignal.timeout(1000) });
+  expectTypeOf(child).toEqualTypeOf<GuestProcess>();
+  child.stdin.end('text');
+  expectTypeOf(child.stdout).toExtend<Readable>();
+  expectTypeOf(await child.exited).toEqualTypeOf<ProcessExit>();
+  expectTypeOf(await machine.fs.readFile('/etc/hostname')).toEqualTypeOf<Buffer>();
+  expectTypeOf(await machine.fs.readFile('/etc/hostname', { encoding: 'utf8' })).toEqualTypeOf<string>();
+  expectTypeOf(await machine.fs.list('/')).toEqualTypeOf<FileEntry[]>();
 }
 
 /** What comes one after the other is iterated. */
