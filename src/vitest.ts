@@ -9,8 +9,8 @@ import type { MachineConfig } from './machine/config.js';
 import type { Machine } from './machine/machine.js';
 import { MachinePool } from './machine/machine-pool.js';
 
-/** Where KVM interprets the guest's kernel, a boot takes half a minute. */
-const DEFAULT_TIMEOUT = 120_000;
+/** More than ready() waits, whose error tells more: where KVM interprets guests, a boot may take a minute. */
+const DEFAULT_TIMEOUT = 180_000;
 /** How many lines of the guest's console a failed test shows. */
 const SHOWN_LINES = 200;
 
@@ -24,7 +24,7 @@ export interface MachineFixtures {
 export interface MachineTestOptions {
   /** Waits until the guest can be tested. Default: until its agent answers. */
   readonly ready?: (machine: Machine) => Promise<void>;
-  /** Time limit in milliseconds, boot included, of the file's tests that name none; default two minutes. */
+  /** Time limit in milliseconds, boot included, of the file's tests that name none; default three minutes. */
   readonly timeout?: number;
 }
 
