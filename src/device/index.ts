@@ -5,7 +5,7 @@
  * @module tsvisor/device
  */
 
-export type { GuestMemory } from '../memory/guest-memory.js';
+export { GuestMemory, GuestMemoryRangeError, type MemoryRegion } from '../memory/guest-memory.js';
 export type { Channel, Device, DeviceHost, DeviceInit, LogLevel, Timer } from './device.js';
 export { type Interrupt, MmioDevice, type MmioDeviceHost, type MmioDeviceInit } from './mmio-device.js';
 export {

@@ -80,7 +80,14 @@ describe('the documents', () => {
     expect(files).not.toEqual([]);
     const options = {
       extends: resolve('tsconfig.json'),
-      compilerOptions: { noEmit: true, rootDir: '/', declaration: false, sourceMap: false, noUnusedLocals: false },
+      compilerOptions: {
+        noEmit: true,
+        allowJs: true,
+        rootDir: '/',
+        declaration: false,
+        sourceMap: false,
+        noUnusedLocals: false,
+      },
       files,
     };
     writeFileSync(join(project.folder, 'tsconfig.json'), JSON.stringify(options));

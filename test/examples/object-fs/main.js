@@ -3,6 +3,7 @@
 import { Machine } from 'tsvisor';
 import { serveObject } from './server.js';
 
+/** @type {Parameters<typeof serveObject>[1] & { inbox: { kernel?: Buffer } }} */
 const tree = {
   'hello.txt': 'Hello from an object.\n',
   'time.txt': () => `${new Date().toISOString()}\n`,
@@ -14,23 +15,10 @@ const machine = await Machine.create({
 });
 try {
   serveObject(machine.device('object'), tree);
-  machine.serial.pipe(process.stdout);
   await machine.start();
-  for (const command of [
-    'mkdir -p /mnt; mount -t 9p -o trans=virtio,version=9p2000.L object /mnt',
-    'cat /mnt/hello.txt /mnt/time.txt',
-    'uname -a >/mnt/inbox/kernel',
-    'poweroff',
-  ]) {
-    machine.serial.write(`${command}\n`);
-  }
-  await machine.wait();
-  process.stdout.write(`\nThe guest wrote: ${JSON.stringify(tree.inbox, (_, value) => text(value))}\n`);
+  await machine.exec('mkdir /mnt; mount -t 9p -o trans=virtio,version=9p2000.L object /mnt');
+  const { stdout } = await machine.exec('cat hello.txt time.txt; uname -sr >inbox/kernel', { cwd: '/mnt' });
+  process.stdout.write(`The guest read:\n${stdout}The guest wrote:\n${tree.inbox.kernel}`);
 } finally {
   await machine.close();
-}
-
-/** @param {any} value */
-function text(value) {
-  return value?.type === 'Buffer' ? Buffer.from(value).toString() : value;
 }
