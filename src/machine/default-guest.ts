@@ -85,9 +85,9 @@ export async function withDefaultGuest(
 async function withImages(config: MachineConfig, progress: BuildProgress): Promise<ConfigWithImages> {
   const { kernel, initrd, append } = config;
   if (kernel !== undefined) return { ...config, kernel };
-  const agent = config.agent ?? config.vsock !== false;
   const images = { kernel: await kernelPath(undefined, undefined, progress) };
-  if (initrd !== undefined || namesRoot(append)) return { ...config, ...images, agent };
+  if (initrd !== undefined || namesRoot(append)) return { ...config, ...images };
+  const agent = config.agent ?? config.vsock !== false;
   return { ...config, ...images, agent, initrd: await initramfsPath(progress) };
 }
 
