@@ -9,7 +9,7 @@ import { finished } from 'node:stream/promises';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { Machine, type VsockStream } from '#dist/index.js';
 import { Console } from '../support/console.js';
-import { guestWithPrograms } from '../support/default-guest.js';
+import { defaultGuest, guestWithPrograms } from '../support/default-guest.js';
 import { describeKvm } from '../support/kvm.js';
 
 const BOOT = 300_000;
@@ -37,6 +37,13 @@ async function input(stream: Readable): Promise<Buffer> {
   await once(stream, 'end');
   return Buffer.concat(chunks);
 }
+
+describeKvm('a machine without vsock', () => {
+  test('says so', async () => {
+    await using machine = await Machine.create(defaultGuest());
+    expect(() => machine.vsock).toThrow('this machine has no vsock; make it with vsock: true');
+  });
+});
 
 describeKvm('vsock of a Linux guest', () => {
   let folder: string;
@@ -161,6 +168,17 @@ describeKvm('vsock of a Linux guest', () => {
     );
     server.close();
     expect(await shell.run('vsock fetch 6001')).toContain('connect: Connection reset by peer');
+  });
+
+  test('a guest that boots again: its connections are reset, listeners stay', { timeout: BOOT }, async () => {
+    const stream = await machine.vsock.connect(PORTS.echo, PATIENT);
+    const reset = expect(finished(stream)).rejects.toThrow('vsock: the guest was reset');
+    const accepted = accept(5003, (stream) => stream.end('welcome back.\n'));
+    await shell.run('reboot -f', BOOT / 1e3);
+    await reset;
+    expect(await shell.run('vsock send 5003 100')).toContain('welcome back.');
+    await accepted;
+    await shell.run(`vsock serve ${PORTS.echo} & sleep 1`);
   });
 
   test('the end of the machine ends its streams, and leaves no socket', { timeout: TRANSFER }, async () => {

@@ -25,7 +25,6 @@ type Callback = (error?: Error | null) => void;
 
 /** What a connection is part of. */
 export interface ConnectionOwner {
-  readonly link: VsockLink;
   /** Calls connection.pump() once the link has room. */
   awaitLink(connection: Connection): void;
   /** The ports are free again: the guest has no such connection any more, or was told so. */
@@ -42,6 +41,7 @@ export class Connection implements StreamSource {
   readonly localPort: number;
   readonly remotePort: number;
   readonly stream: VsockStream;
+  readonly #link: VsockLink;
   readonly #owner: ConnectionOwner;
   /** The guest and we can still send packets of it. */
   #open = true;
@@ -57,7 +57,7 @@ export class Connection implements StreamSource {
   /** What the stream writes: how much of it is sent, and who is told when all is. */
   #writing: Uint8Array | undefined;
   #written = 0;
-  #writeDone: Callback = () => {};
+  #writeDone: Callback | undefined;
   /** Bytes sent, modulo 2^32, and what the guest says of its buffer. */
   #sent = 0;
   #peerBuffer = 0;
@@ -70,7 +70,8 @@ export class Connection implements StreamSource {
   #closeTimer: NodeJS.Timeout | undefined;
 
   /** @param buffer bytes that may wait for the reader. */
-  constructor(owner: ConnectionOwner, localPort: number, remotePort: number, buffer: number) {
+  constructor(link: VsockLink, owner: ConnectionOwner, localPort: number, remotePort: number, buffer: number) {
+    this.#link = link;
     this.#owner = owner;
     this.localPort = localPort;
     this.remotePort = remotePort;
@@ -84,7 +85,7 @@ export class Connection implements StreamSource {
 
   /** Sends a packet without data. */
   send(op: number, flags = 0): void {
-    this.#owner.link.send(this.#header(op, flags));
+    this.#link.send(this.#header(op, flags));
   }
 
   /** The guest agreed to the connection, or asked for it. @returns false when that broke the protocol. */
@@ -98,7 +99,7 @@ export class Connection implements StreamSource {
   receive(header: PacketHeader, payload: Uint8Array): void {
     const { op, flags } = header;
     if (op === RST) {
-      this.#close(this.#finishing ? undefined : new VsockError(`${this.#name}: the guest reset the connection`));
+      this.close(this.#finishing ? undefined : new VsockError(`${this.#name}: the guest reset the connection`));
       return;
     }
     const advanced = (header.fwdCnt - this.#peerForwarded) >>> 0;
@@ -118,8 +119,7 @@ export class Connection implements StreamSource {
   /** Sends what is to be sent, as far as the guest and the link have room. */
   pump(): void {
     while (this.#writing && this.#open) {
-      const { link } = this.#owner;
-      if (link.full) {
+      if (this.#link.full) {
         this.#owner.awaitLink(this);
         return;
       }
@@ -137,21 +137,28 @@ export class Connection implements StreamSource {
       this.#written = end;
       const last = end === bytes.length;
       if (last) this.#writing = undefined;
-      const done = this.#writeDone;
-      link.send(this.#header(RW), part, last ? () => done() : undefined);
+      this.#link.send(this.#header(RW), part, last ? () => this.#endWrite() : undefined);
     }
   }
 
-  /** Ends the connection for its stream. The guest is not told. */
-  abort(error: Error): void {
-    this.#close(error);
+  /**
+   * There is no such connection any more, and the guest knows. Without an error the stream may still be read to its end.
+   */
+  close(error?: Error): void {
+    if (this.#open) {
+      this.#open = false;
+      clearTimeout(this.#closeTimer);
+      this.#owner.closed(this);
+    }
+    if (error) this.stream.destroy(error);
+    else if (this.#writing) this.#endWrite(this.#unread());
   }
 
   /** The guest did what it may not: resets the connection. */
   violated(what: string): void {
     this.#owner.warn(`${this.#name}: the guest broke the protocol (${what}); the connection is reset`);
     this.send(RST);
-    this.#close(new VsockError(`${this.#name}: the guest broke the protocol: ${what}`));
+    this.close(new VsockError(`${this.#name}: the guest broke the protocol: ${what}`));
   }
 
   read(): void {
@@ -177,12 +184,12 @@ export class Connection implements StreamSource {
     done();
   }
 
-  destroy(): void {
-    this.#writing = undefined;
+  destroy(error: Error | null): void {
+    this.#endWrite(error ?? this.#unread());
     this.#received.clear();
     if (!this.#open || this.#finishing) return;
     this.send(RST);
-    this.#close();
+    this.close();
   }
 
   get #name(): string {
@@ -220,11 +227,11 @@ export class Connection implements StreamSource {
     this.#peerShutdown |= flags & SHUTDOWN_BOTH;
     if (this.#peerShutdown === SHUTDOWN_BOTH) {
       this.send(RST); // what the guest waits for
-      this.#close();
-    } else if (this.#finishing) {
+      this.close();
+    } else if (this.#finishing && this.#shutdown !== SHUTDOWN_BOTH) {
       this.#shut(SHUTDOWN_BOTH);
     }
-    if (this.#peerShutdown & SHUTDOWN_RCV) this.#failWrite(this.#unread());
+    if (this.#peerShutdown & SHUTDOWN_RCV && this.#writing) this.#endWrite(this.#unread());
     this.#deliver();
   }
 
@@ -236,7 +243,7 @@ export class Connection implements StreamSource {
     if (!this.#finishing) return;
     this.#closeTimer ??= setTimeout(() => {
       this.send(RST);
-      this.#close();
+      this.close();
     }, CLOSE_TIMEOUT).unref();
   }
 
@@ -263,21 +270,10 @@ export class Connection implements StreamSource {
     return new VsockError(`${this.#name}: the guest reads no more`);
   }
 
-  #failWrite(error: Error): void {
-    if (!this.#writing) return;
-    this.#writing = undefined;
-    this.#writeDone(error);
-  }
-
-  /** There is no such connection any more; without an error the stream may still be read to its end. */
-  #close(error?: Error): void {
-    if (this.#open) {
-      this.#open = false;
-      clearTimeout(this.#closeTimer);
-      this.#owner.closed(this);
-    }
-    if (error) this.stream.destroy(error);
-    else this.#failWrite(this.#unread());
+  #endWrite(error?: Error | null): void {
+    const done = this.#writeDone;
+    this.#writing = this.#writeDone = undefined;
+    done?.(error);
   }
 }
 

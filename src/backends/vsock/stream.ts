@@ -9,7 +9,7 @@ export interface StreamSource {
   read(): void;
   write(bytes: Uint8Array, done: Callback): void;
   final(done: Callback): void;
-  destroy(): void;
+  destroy(error: Error | null): void;
 }
 
 /**
@@ -55,7 +55,7 @@ export class VsockStream extends Duplex {
 
   /** @internal */
   override _destroy(error: Error | null, done: Callback): void {
-    this.#source.destroy();
+    this.#source.destroy(error);
     done(error);
   }
 }

@@ -58,11 +58,7 @@ export class VsockHost implements Vsock {
   private constructor({ cid, warn }: VsockOptions) {
     this.cid = cid;
     this.#warn = warn;
-    const link = () => this.#link as VsockLink; // there is no connection before it
     this.#owner = {
-      get link() {
-        return link();
-      },
       awaitLink: (connection) => this.#awaitingLink.add(connection),
       closed: (connection) => {
         this.#connections.delete(connection.key);
@@ -117,7 +113,7 @@ export class VsockHost implements Vsock {
     const established = new Promise<VsockStream>((resolve, reject) => {
       stream.once('close', () => reject(stream.errored));
       this.#opening.set(connection, (header) => {
-        if (header.op === RST) connection.abort(failed('connection refused'));
+        if (header.op === RST) connection.close(failed('connection refused'));
         else if (header.op !== RESPONSE) connection.violated(`operation ${header.op} instead of an answer`);
         else if (connection.establish(header)) {
           this.#opening.delete(connection);
@@ -166,7 +162,8 @@ export class VsockHost implements Vsock {
 
   #open(localPort: number, remotePort: number): Connection {
     const buffer = this.#streams < LARGE_BUFFERS ? LARGE_BUFFER : SMALL_BUFFER;
-    const connection = new Connection(this.#owner, localPort, remotePort, buffer);
+    const link = this.#link as VsockLink; // it told of a driver, or of a packet
+    const connection = new Connection(link, this.#owner, localPort, remotePort, buffer);
     this.#connections.set(connection.key, connection);
     this.#streams++;
     connection.stream.once('close', () => this.#streams--);
@@ -182,7 +179,7 @@ export class VsockHost implements Vsock {
   }
 
   #abortAll(error: Error): void {
-    for (const connection of [...this.#connections.values()]) connection.abort(error);
+    for (const connection of [...this.#connections.values()]) connection.close(error);
   }
 
   #receive(header: PacketHeader, payload: Uint8Array): void {
@@ -229,7 +226,7 @@ export class VsockHost implements Vsock {
   async #forward(connection: Connection): Promise<void> {
     const { stream } = connection;
     this.#opening.set(connection, ({ op }) => {
-      if (op === RST) connection.abort(new VsockError('vsock: the guest did not wait for a connection'));
+      if (op === RST) connection.close(new VsockError('vsock: the guest did not wait for a connection'));
       else connection.violated(`operation ${op} before an answer`);
     });
     try {

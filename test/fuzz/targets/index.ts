@@ -5,6 +5,7 @@ import { netReceive, netTransmit } from './net.js';
 import { queue } from './queue.js';
 import { rng } from './rng.js';
 import { userDevice } from './user-device.js';
+import { vsock } from './vsock.js';
 
 /** Adding a target is a line here. */
 export const targets: readonly Target[] = [
@@ -17,4 +18,5 @@ export const targets: readonly Target[] = [
   consolePort,
   consoleControl,
   userDevice,
+  vsock,
 ];

@@ -317,6 +317,23 @@ describe('ends', () => {
     await guest.next(Op.RST); // it is forgotten
   });
 
+  test('the guest ends more than once: it hears of our end once', async () => {
+    const { stream, ports } = await guest.connected();
+    stream.end();
+    await guest.next(Op.SHUTDOWN);
+    for (let i = 0; i < 3; i++) guest.send({ ...ports, op: Op.SHUTDOWN, flags: Shutdown.SEND });
+    expect((await guest.quiet()).map(({ op, flags }) => [op, flags])).toEqual([[Op.SHUTDOWN, Shutdown.BOTH]]);
+  });
+
+  test('a write that is under way when its stream is destroyed is told of', async () => {
+    const { stream } = await guest.connected(1000, { bufAlloc: 10 });
+    const error = new Error('enough');
+    const written = new Promise<Error | null | undefined>((resolve) => void stream.write(pattern(20), resolve));
+    await guest.next(Op.RW);
+    stream.destroy(error);
+    expect(await written).toBe(error);
+  });
+
   test('a stream that is destroyed resets its connection', async () => {
     const { stream, ports } = await guest.connected();
     stream.destroy();
