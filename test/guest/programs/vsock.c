@@ -5,6 +5,7 @@
  *                     +4 takes input no further than its first byte, and tells how the connection ended on stdout
  *   send PORT LENGTH  sends a pattern to that port of the host, ends it and prints the answer
  *   fetch PORT        prints length and FNV-1a of what that port of the host sends
+ *   reboot PORT       connects to that port of the host and resets the machine at once
  *   open PORT COUNT   has so many connections at once to that port of the host: each sends its number and gets it back */
 #include <errno.h>
 #include <poll.h>
@@ -13,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/reboot.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include <linux/vm_sockets.h>
@@ -203,6 +205,9 @@ int main(int argc, char **argv)
 		serve(port);
 	} else if (!strcmp(command, "fetch")) {
 		print_sum(connect_to(port));
+	} else if (!strcmp(command, "reboot")) {
+		connect_to(port);
+		reboot(RB_AUTOBOOT);
 	} else if (!strcmp(command, "open") && argc > 3 && atoi(argv[3]) <= CLIENTS) {
 		open_many(port, atoi(argv[3]));
 	} else if (!strcmp(command, "send") && argc > 3) {
