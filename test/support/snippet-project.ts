@@ -18,6 +18,7 @@ export class SnippetProject {
     this.folder = folder;
     for (const name of ['bin', 'scripts', 'node_modules/@types', 'run'])
       mkdirSync(join(folder, name), { recursive: true });
+    writeFileSync(join(folder, 'package.json'), '{ "private": true, "type": "module" }\n');
     this.#program('bin/tsvisor', `exec '${process.execPath}' '${cliPath}' "$@"`);
     this.#program('scripts/boot', `exec '${resolve('scripts/boot')}' "$@"`);
     symlinkSync(resolve('.'), join(folder, 'node_modules/tsvisor'));
