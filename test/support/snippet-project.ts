@@ -4,7 +4,7 @@ import { delimiter, join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { cli, cliPath } from './cli.js';
 import { Pty } from './pty.js';
-import { consoleSteps, outputPattern, type Snippet } from './snippets.js';
+import { consoleSteps, outputPattern, printedPattern, type Snippet } from './snippets.js';
 
 /** Seconds for a command or program; a boot on a busy host that interprets guest kernels takes most of a minute. */
 const PATIENCE = 180;
@@ -65,10 +65,13 @@ export class SnippetProject {
         .split('\n')
         .filter((line) => line.trim() !== '');
       const script = lines.map((line) => `echo ${quoted(`$ ${line}`)}\n{ ${line}\n} <<<poweroff\n`).join('');
-      return this.#execute('bash', ['-euo', 'pipefail', '-c', script], lines.length);
+      return this.#execute('bash', ['-euo', 'pipefail', '-c', script], { commands: lines.length });
     }
     const path = this.write(snippet);
-    if (!/from 'tsvisor\/vitest'/.test(snippet.code)) return this.#execute(resolve('node_modules/.bin/tsx'), [path]);
+    if (!/from 'tsvisor\/vitest'/.test(snippet.code)) {
+      const printed = printedPattern(snippet.code);
+      return this.#execute(resolve('node_modules/.bin/tsx'), [path], { printed });
+    }
     const config = { test: { include: [path] } };
     writeFileSync(join(this.folder, 'vitest.config.mjs'), `export default ${JSON.stringify(config)};\n`);
     return this.#execute(resolve('node_modules/.bin/vitest'), ['run', '--root', this.folder]);
@@ -86,12 +89,13 @@ export class SnippetProject {
     chmodSync(join(this.folder, name), 0o755);
   }
 
-  async #execute(command: string, args: readonly string[], commands = 1): Promise<void> {
+  async #execute(command: string, args: readonly string[], { commands = 1, printed = /^/ } = {}): Promise<void> {
     const child = spawn(command, args, { cwd: this.folder, env: this.#env, stdio: ['ignore', 'pipe', 'pipe'] });
     let output = '';
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += chunk));
     const code = await ended(child, PATIENCE * commands);
     if (code !== 0) throw new Error(`it ended with ${code}:\n${output}`);
+    if (!printed.test(output)) throw new Error(`it did not print ${printed}, but:\n${output}`);
   }
 
   async #converse({ code }: Snippet): Promise<void> {

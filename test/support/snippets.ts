@@ -81,11 +81,28 @@ export function consoleSteps(code: string): { steps: ConsoleStep[]; last: string
   return { steps, last };
 }
 
+/**
+ * What a program's output must hold, in this order: the comments at the end of lines that begin with `console.log(`,
+ * whatever the blanks, and with anything for `…`.
+ */
+export function printedPattern(code: string): RegExp {
+  const comments = [...code.matchAll(/^ *console\.log\(.*\); \/\/ (.*)$/gm)].map(([, comment = '']) => comment);
+  const words = comments.map((comment) =>
+    comment
+      .trim()
+      .split(/\s+/)
+      .map((word) => (word === '…' ? '[^]*?' : literally(word))),
+  );
+  return new RegExp(words.map((comment) => comment.join('\\s+')).join('[^]*?'));
+}
+
+const literally = (text: string) => text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&');
+
 /** What output must look like: as written, but for numbers, and with anything where there is a line of `…` or `...`. */
 export function outputPattern(output: string): RegExp {
   const lines = output.trim().split('\n');
   const patterns = lines.map((line) =>
-    /^(…|\.\.\.)$/.test(line.trim()) ? '[^]*?' : line.replace(/[.*+?^${}()|[\]\\]/g, '\\$&').replace(/\d+/g, '\\d+'),
+    /^(…|\.\.\.)$/.test(line.trim()) ? '[^]*?' : literally(line).replace(/\d+/g, '\\d+'),
   );
   return new RegExp(`^${patterns.join('\\n')}$`);
 }

@@ -3,7 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { SnippetProject } from '../support/snippet-project.js';
-import { consoleSteps, documents, outputPattern, snippets } from '../support/snippets.js';
+import { consoleSteps, documents, outputPattern, printedPattern, snippets } from '../support/snippets.js';
 import { temporaryFolder } from '../support/temporary-folder.js';
 
 describe('snippets of a document', () => {
@@ -65,6 +65,14 @@ describe('console blocks', () => {
   });
 });
 
+test('programs print what the comments of console.log() say', () => {
+  const pattern = printedPattern('if (x) {\n  console.log(a); // one two\n}\nf(); // three\nconsole.log(b); // { … }');
+  expect(pattern.test('zero\none\ntwo\n{ anything }')).toBe(true);
+  expect(pattern.test('one two')).toBe(false);
+  expect(pattern.test('{ anything } one two')).toBe(false);
+  expect(printedPattern('f();').test('')).toBe(true);
+});
+
 describe('the documents', () => {
   test('have snippets, each of which is run or says why not', () => {
     expect(documents()).toContain('README.md');
@@ -98,15 +106,16 @@ describe('the documents', () => {
 
 describe('snippets that fail', () => {
   const project = new SnippetProject(temporaryFolder());
-  const [shell, program, console] = snippets(
+  const [shell, program, printing, console] = snippets(
     'x.md',
-    '```sh\ntrue\nls /nowhere\ntrue\n```\n```js\nthrow new Error("broken");\n```\n```console\n$ echo one\ntwo\n$\n```',
+    '```sh\ntrue\nls /nowhere\ntrue\n```\n```js\nthrow new Error("broken");\n```\n```js\nconsole.log(1); // 2\n```\n```console\n$ echo one\ntwo\n$\n```',
   );
 
   test('are found out, with what they printed', async () => {
-    if (!shell || !program || !console) throw new Error('not parsed');
+    if (!shell || !program || !printing || !console) throw new Error('not parsed');
     await expect(project.run(shell)).rejects.toThrow(/it ended with 2:\n\$ true\n\$ ls \/nowhere\n.*\/nowhere/);
     await expect(project.run(program)).rejects.toThrow(/broken/);
+    await expect(project.run(printing)).rejects.toThrow(/did not print \/2\/, but:\n1\n/);
     await expect(project.run(console)).rejects.toThrow(/'echo one' printed\none\nand not\ntwo/);
   });
 
