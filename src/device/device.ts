@@ -17,9 +17,10 @@ export interface Timer {
 /** A device's way to the program that has the machine: `machine.device(name)` is its other end. */
 export interface Channel {
   /**
-   * Sends a value, by structured clone. At most 1024 messages may be on their way that the program has not taken (it tells
-   * of every 256th): the guest may be what makes a device send, and must not fill the program's memory. A device that has
-   * no more than 512 requests open at a time never comes there. What a message holds at most is the device's own matter.
+   * Sends a value, by structured clone. At most 1024 messages may be on their way that the program has not taken (it
+   * tells of every 256th): the guest may be what makes a device send, and must not fill the program's memory. A device
+   * that has no more than 512 requests open at a time never comes there. What a message holds at most is the device's
+   * own matter.
    * @returns false when there are that many: the value was not sent. onDrain() says when there is room again.
    * @throws DataCloneError for what cannot be cloned.
    */

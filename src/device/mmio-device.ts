@@ -17,8 +17,8 @@ export interface MmioDeviceHost extends DeviceHost {
 export type MmioDeviceInit<Options = unknown> = DeviceInit<Options, MmioDeviceHost>;
 
 /**
- * A device with registers in a range of guest physical addresses and an interrupt of its own. The guest is told of it on
- * its kernel's command line: `tsvisor.device=NAME@0xADDRESS:GSI`.
+ * A device with registers in a range of guest physical addresses and an interrupt of its own. The guest is told of it
+ * on its kernel's command line: `tsvisor.device=NAME@0xADDRESS:GSI`.
  *
  * ```js
  * export default class Dice extends MmioDevice {
@@ -40,11 +40,11 @@ export abstract class MmioDevice<Options = unknown> extends Device<Options, Mmio
   }
 
   /**
-   * The guest reads. It may read anywhere in the range, aligned or not; an access of 8 bytes comes as two of 4, the lower
-   * one first, and one of an odd length in pieces.
+   * The guest reads. It may read anywhere in the range, aligned or not; an access of 8 bytes comes as two of 4, the
+   * lower one first, and one of an odd length in pieces.
    * @param offset from the start of the range. @param size 1, 2 or 4 bytes.
-   * @returns the value, little-endian; of a number that needs more bytes the low ones. A device that was stopped reads as
-   * all ones.
+   * @returns the value, little-endian; of a number that needs more bytes the low ones. A device that was stopped reads
+   * as all ones.
    */
   abstract read(offset: number, size: 1 | 2 | 4): number;
 

@@ -55,8 +55,8 @@ export interface VirtioDeviceHost extends DeviceHost {
 export type VirtioDeviceInit<Options = unknown> = DeviceInit<Options, VirtioDeviceHost>;
 
 /**
- * A virtio device (virtio 1.2), on the MMIO transport: the guest finds it as it finds the machine's others. The transport
- * negotiates, checks rings and chains, and tells the device of requests.
+ * A virtio device (virtio 1.2), on the MMIO transport: the guest finds it as it finds the machine's others. The
+ * transport negotiates, checks rings and chains, and tells the device of requests.
  *
  * ```js
  * export default class Echo extends VirtioDevice {
@@ -79,7 +79,7 @@ export abstract class VirtioDevice<Options = unknown> extends Device<Options, Vi
   abstract readonly type: number;
   /** Greatest number of descriptors of each queue, 1 to 32 queues; powers of two up to 32768. */
   abstract readonly queueSizes: readonly number[];
-  /** Features that the device offers, as bits 0 to 23 and 50 to 127 (section 2.2); those of transport and rings come by themselves. */
+  /** Features that the device offers: bits 0 to 23 and 50 to 127 (section 2.2); the transport adds its own. */
   readonly features: bigint = 0n;
   /** The configuration space, little-endian, at most 3840 bytes: what readConfig() reads unless it is overridden. */
   readonly config: Uint8Array = new Uint8Array();

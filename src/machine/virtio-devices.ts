@@ -6,7 +6,7 @@ import type { VmFd } from '../kvm/vm.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import { Blk } from '../virtio/blk/blk.js';
 import { VirtioConsole } from '../virtio/console/console.js';
-import type { VirtioDevice } from '../virtio/device.js';
+import type { VirtioModel } from '../virtio/device.js';
 import type { NetBackend } from '../virtio/net/backend.js';
 import { Net } from '../virtio/net/net.js';
 import { Rng } from '../virtio/rng/rng.js';
@@ -25,7 +25,7 @@ export interface VirtioParts {
   readonly io: GuestIo;
   readonly host: HostServices;
   /** The user's. */
-  readonly devices: readonly VirtioDevice[];
+  readonly devices: readonly VirtioModel[];
   /** Releases a resource with the machine. */
   readonly own: <T extends Disposable>(resource: T) => T;
 }
@@ -47,7 +47,7 @@ export function addVirtioDevices(mmio: Bus, vm: VmFd, parts: VirtioParts): void 
 }
 
 /** Adding a device is a line here. As many as virtioDeviceCount(), then the user's. */
-function makeDevices({ config, memory, io, host, own, devices }: VirtioParts): VirtioDevice[] {
+function makeDevices({ config, memory, io, host, own, devices }: VirtioParts): VirtioModel[] {
   const timer = (onExpired: () => void): OneShotTimer => {
     const timer = new Timer(host.events, onExpired);
     own({ [Symbol.dispose]: () => timer.close() });

@@ -18,10 +18,11 @@ export interface VirtioContext {
 }
 
 /**
- * A virtio device, whatever the transport (virtio 1.2). All methods are called on the machine thread and must return
- * promptly; whatever the driver does, none may throw or use more than bounded memory.
+ * The model of a virtio device, whatever the transport (virtio 1.2); users' devices extend src/device's VirtioDevice. All
+ * methods are called on the machine thread and must return promptly; whatever the driver does, none may throw or use more
+ * than bounded memory.
  */
-export interface VirtioDevice {
+export interface VirtioModel {
   /** For messages and statistics. */
   readonly name: string;
   /** Device ID (section 5). */

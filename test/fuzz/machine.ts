@@ -4,7 +4,7 @@ import { addon } from '#dist/kvm/addon.js';
 import { MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE } from '#dist/kvm/generated/abi.js';
 import { GuestMemory } from '#dist/memory/guest-memory.js';
 import type { DescriptorChain } from '#dist/virtio/chain.js';
-import { feature, type VirtioContext, type VirtioDevice } from '#dist/virtio/device.js';
+import { feature, type VirtioContext, type VirtioModel } from '#dist/virtio/device.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import { MockDriver } from '../support/virtio/mock-driver.js';
 import { WatchedMemory } from '../support/virtio/watched-memory.js';
@@ -94,7 +94,7 @@ export class FuzzMachine {
   onActivate: (() => void) | undefined;
   #violation: string | undefined;
 
-  constructor(device: VirtioDevice, memory: Memory, limits: Limits) {
+  constructor(device: VirtioModel, memory: Memory, limits: Limits) {
     this.memory = memory;
     this.limits = limits;
     const view = memory.device;
@@ -162,7 +162,7 @@ export class FuzzMachine {
   }
 
   /** The device, with monitors on its queues; an error that it throws is not forgotten when the transport contains it. */
-  #watched(device: VirtioDevice): VirtioDevice {
+  #watched(device: VirtioModel): VirtioModel {
     const guarded = <T>(call: () => T): T => {
       try {
         return call();

@@ -1,4 +1,4 @@
-import type { VirtioDevice } from '#dist/virtio/device.js';
+import type { VirtioModel } from '#dist/virtio/device.js';
 import type { Random } from '../kvm/assist/random.js';
 import type { FuzzMachine, Limits, Memory } from './machine.js';
 
@@ -10,7 +10,7 @@ export interface Request {
 
 /** The device of one case, with all that its host does. */
 export interface Subject {
-  readonly device: VirtioDevice;
+  readonly device: VirtioModel;
   /** The machine around the device is there now. @param lawful its driver keeps to the rules. */
   attach?(machine: FuzzMachine, lawful: boolean): void;
   /** A queue that is worth using. */

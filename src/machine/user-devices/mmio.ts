@@ -1,6 +1,6 @@
 import type { BusDevice } from '../../bus/bus.js';
 import type { MmioDevice, MmioDeviceHost } from '../../device/mmio-device.js';
-import { type Power, UserDevice } from './user-device.js';
+import { type Power, settled, UserDevice } from './user-device.js';
 
 const MIN_SIZE = 4;
 const MAX_SIZE = 2 ** 24;
@@ -31,7 +31,7 @@ export class UserMmio extends UserDevice<MmioDevice> implements BusDevice, MmioD
     for (let at = 0; at < data.length; ) {
       const size = pieceOf(data.length - at);
       const from = at;
-      const value = this.guard(() => Number(this.device.read(offset + from, size)));
+      const value = this.guard(() => Number(settled(this.device.read(offset + from, size))));
       if (value === undefined) return; // all ones, as the bus filled it
       for (let i = 0; i < size; i++) data[at + i] = value >>> (8 * i);
       at += size;

@@ -128,7 +128,7 @@ export abstract class UserDevice<D extends Device<unknown, DeviceHost>> implemen
   protected guard<T>(call: () => T): T | undefined {
     if (this.stopped) return undefined;
     try {
-      return call();
+      return settled(call());
     } catch (error) {
       this.onFailure(this.fail(error));
       return undefined;
@@ -162,6 +162,13 @@ export abstract class UserDevice<D extends Device<unknown, DeviceHost>> implemen
     this.#untaken++;
     return true;
   }
+}
+
+/** @throws TypeError for a promise: an easy mistake, and what comes after its first `await` would never be done. */
+export function settled<T>(result: T): T {
+  if (!(result instanceof Promise)) return result;
+  result.catch(() => {});
+  throw new TypeError('a method returned a promise, which never settles on the machine thread');
 }
 
 /** What was thrown, in a line, with where it was. */

@@ -28,7 +28,7 @@ export class UserDevices implements Disposable {
     this.mmio = all.filter((device) => device instanceof UserMmio);
   }
 
-  /** Imports the modules, makes the devices and gives each its place. @throws DeviceError that names device and module. */
+  /** Imports the modules, makes the devices and gives each its place. @throws DeviceError that names the device. */
   static async load(config: ResolvedConfig, services: UserDeviceServices): Promise<UserDevices> {
     const all: (UserVirtio | UserMmio)[] = [];
     for (const [index, device] of config.devices.entries()) all.push(await load(index, device, services));

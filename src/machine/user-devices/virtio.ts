@@ -1,7 +1,7 @@
-import type { VirtioDevice as PublicVirtioDevice, Queue, VirtioDeviceHost } from '../../device/virtio-device.js';
-import type { VirtioContext, VirtioDevice } from '../../virtio/device.js';
+import type { Queue, VirtioDevice, VirtioDeviceHost } from '../../device/virtio-device.js';
+import type { VirtioContext, VirtioModel } from '../../virtio/device.js';
 import { UserQueue } from './queue.js';
-import { UserDevice } from './user-device.js';
+import { settled, UserDevice } from './user-device.js';
 
 /** Bytes of a virtio-mmio device's range after its registers. */
 const MAX_CONFIG = 0x1000 - 0x100;
@@ -11,7 +11,7 @@ const MAX_QUEUE_SIZE = 2 ** 15;
 const DEVICE_FEATURES = (1n << 128n) - 1n - (((1n << 26n) - 1n) << 24n);
 
 /** A user's virtio device, to the transport. */
-export class UserVirtio extends UserDevice<PublicVirtioDevice> implements VirtioDevice, VirtioDeviceHost {
+export class UserVirtio extends UserDevice<VirtioDevice> implements VirtioModel, VirtioDeviceHost {
   type = 0;
   queueSizes: readonly number[] = [];
   features = 0n;
@@ -20,7 +20,7 @@ export class UserVirtio extends UserDevice<PublicVirtioDevice> implements Virtio
   #context: VirtioContext | undefined;
 
   /** Says what is wrong with a device; undefined when nothing is. */
-  static problem({ type, queueSizes, features, config, handleQueue }: PublicVirtioDevice): string | undefined {
+  static problem({ type, queueSizes, features, config, handleQueue }: VirtioDevice): string | undefined {
     if (!(Number.isInteger(type) && type >= 1 && type < 2 ** 32)) return `type: ${type} is not 1 to 2^32 - 1`;
     if (!Array.isArray(queueSizes) || queueSizes.length < 1 || queueSizes.length > MAX_QUEUES)
       return `queueSizes: must have 1 to ${MAX_QUEUES} entries`;
@@ -34,7 +34,7 @@ export class UserVirtio extends UserDevice<PublicVirtioDevice> implements Virtio
   }
 
   /** What the transport goes by is the device's as it was made. */
-  override adopt(device: PublicVirtioDevice): void {
+  override adopt(device: VirtioDevice): void {
     super.adopt(device);
     this.type = device.type;
     this.queueSizes = [...device.queueSizes];
@@ -90,10 +90,10 @@ export class UserVirtio extends UserDevice<PublicVirtioDevice> implements Virtio
   }
 
   /** A call that the transport makes: it sets DEVICE_NEEDS_RESET, and warns, for what is thrown. */
-  #call(call: () => void): void {
+  #call(call: () => unknown): void {
     if (this.stopped) return;
     try {
-      call();
+      settled(call());
     } catch (error) {
       this.fail(error);
       throw error;

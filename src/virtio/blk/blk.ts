@@ -1,7 +1,7 @@
 import type { Disk } from '../../backends/disk/disk.js';
 import { errnoName } from '../../errors.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
-import { type DeviceState, feature, type VirtioContext, type VirtioDevice } from '../device.js';
+import { type DeviceState, feature, type VirtioContext, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
 import type { Virtqueue } from '../queue.js';
 import { configSpace } from './config-space.js';
@@ -51,7 +51,7 @@ export class BlkCounters {
  * Block device (virtio 1.2 section 5.2) of one queue. Requests are served in any order, as many at a time as the queue
  * holds; their data goes between the disk and guest memory without a copy.
  */
-export class Blk implements VirtioDevice {
+export class Blk implements VirtioModel {
   readonly name: string;
   readonly type = abi.VIRTIO_ID_BLOCK;
   readonly queueSizes = [QUEUE_SIZE];

@@ -1,6 +1,6 @@
 import type { GuestIo } from '../../backends/guest-io.js';
 import type { PortStream } from '../../backends/port-stream.js';
-import { type DeviceState, feature, type VirtioContext, type VirtioDevice } from '../device.js';
+import { type DeviceState, feature, type VirtioContext, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
 import { Control, type ControlState } from './control.js';
 import { Port } from './port.js';
@@ -28,7 +28,7 @@ export interface ConsoleOptions {
  * does not know MULTIPORT has port 0 alone, as a terminal. Where that is all there is, MULTIPORT is not even offered:
  * the guest's console is there sooner, and its size comes in the configuration space, whose order no Linux got wrong.
  */
-export class VirtioConsole implements VirtioDevice {
+export class VirtioConsole implements VirtioModel {
   readonly name = 'console';
   readonly type = abi.VIRTIO_ID_CONSOLE;
   readonly queueSizes: readonly number[];

@@ -1,7 +1,7 @@
 import type { GuestIo } from '../../backends/guest-io.js';
 import type { OneShotTimer } from '../../devices/host.js';
 import type { DescriptorChain } from '../chain.js';
-import { feature, type VirtioContext, type VirtioDevice } from '../device.js';
+import { feature, type VirtioContext, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
 import type { Virtqueue } from '../queue.js';
 import { Segments } from '../segments.js';
@@ -72,7 +72,7 @@ export class NetCounters {
  * Network device (virtio 1.2 section 5.1) with one pair of queues. Frames that the guest sends wait in its queue while
  * the backend is full; frames for it wait in the backend while it gives no buffers, all but one.
  */
-export class Net implements VirtioDevice {
+export class Net implements VirtioModel {
   readonly name: string;
   readonly type = abi.VIRTIO_ID_NET;
   readonly queueSizes = [QUEUE_SIZE, QUEUE_SIZE];

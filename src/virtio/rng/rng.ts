@@ -1,6 +1,6 @@
 import { randomFillSync } from 'node:crypto';
 import type { OneShotTimer } from '../../devices/host.js';
-import type { VirtioContext, VirtioDevice } from '../device.js';
+import type { VirtioContext, VirtioModel } from '../device.js';
 import { VIRTIO_ID_RNG } from '../generated/virtio.js';
 import type { Virtqueue } from '../queue.js';
 
@@ -21,7 +21,7 @@ export interface RngOptions {
  * Entropy device (virtio 1.2 section 5.4): fills buffers from the host's random number generator, no faster than its
  * rate. Requests that come too early wait in the queue.
  */
-export class Rng implements VirtioDevice {
+export class Rng implements VirtioModel {
   readonly name = 'rng';
   readonly type = VIRTIO_ID_RNG;
   readonly queueSizes = [64];

@@ -1,7 +1,7 @@
 import type { BusDevice } from '../../bus/bus.js';
 import type { InterruptLine } from '../../devices/host.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
-import { type DeviceState, feature, type VirtioDevice } from '../device.js';
+import { type DeviceState, feature, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
 import { type QueueState, queueProblem, Virtqueue } from '../queue.js';
 
@@ -48,7 +48,7 @@ export interface TransportHost {
  */
 export class VirtioMmio implements BusDevice {
   readonly name: string;
-  readonly device: VirtioDevice;
+  readonly device: VirtioModel;
   readonly #host: TransportHost;
   readonly #offered: bigint;
   #status = 0;
@@ -64,7 +64,7 @@ export class VirtioMmio implements BusDevice {
   #notifications = 0;
   #interrupts = 0;
 
-  constructor(device: VirtioDevice, host: TransportHost) {
+  constructor(device: VirtioModel, host: TransportHost) {
     this.name = `virtio ${device.name}`;
     this.device = device;
     this.#host = host;

@@ -2,7 +2,7 @@ import type { GuestIo } from '../../backends/guest-io.js';
 import type { VsockChannel } from '../../backends/vsock/channel.js';
 import { HEADER_SIZE, HOST_CID, MAX_PAYLOAD } from '../../backends/vsock/packet.js';
 import type { DescriptorChain } from '../chain.js';
-import { type DeviceState, feature, type VirtioContext, type VirtioDevice } from '../device.js';
+import { type DeviceState, feature, type VirtioContext, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
 import type { Virtqueue } from '../queue.js';
 import { Segments } from '../segments.js';
@@ -32,7 +32,7 @@ export interface VsockOptions {
  * the connections end. Packets of the guest wait in its queue while the channel is full; packets for it wait in the
  * channel while it gives no buffers, all but one.
  */
-export class VirtioVsock implements VirtioDevice {
+export class VirtioVsock implements VirtioModel {
   readonly name = 'vsock';
   readonly type = abi.VIRTIO_ID_VSOCK;
   readonly queueSizes = QUEUE_SIZES;

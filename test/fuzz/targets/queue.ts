@@ -1,5 +1,5 @@
 import type { DescriptorChain } from '#dist/virtio/chain.js';
-import type { VirtioContext, VirtioDevice } from '#dist/virtio/device.js';
+import type { VirtioContext, VirtioModel } from '#dist/virtio/device.js';
 import type { Virtqueue } from '#dist/virtio/queue.js';
 import { Segments } from '#dist/virtio/segments.js';
 import { Random } from '../../kvm/assist/random.js';
@@ -11,7 +11,7 @@ const NOISE = new Random(1).fill(new Uint8Array(5000));
 const scratch = new Uint8Array(3000);
 
 /** A device that does with its queues whatever a device may do, and resets itself from inside now and then. */
-class AnyDevice implements VirtioDevice {
+class AnyDevice implements VirtioModel {
   readonly name = 'any';
   readonly type = 42;
   readonly queueSizes: readonly number[];

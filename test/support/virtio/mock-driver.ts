@@ -1,7 +1,7 @@
 import { addon } from '#dist/kvm/addon.js';
 import { MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE } from '#dist/kvm/generated/abi.js';
 import { GuestMemory } from '#dist/memory/guest-memory.js';
-import { feature, type VirtioDevice } from '#dist/virtio/device.js';
+import { feature, type VirtioModel } from '#dist/virtio/device.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import { VirtioMmio } from '#dist/virtio/transport/mmio.js';
 
@@ -40,7 +40,7 @@ function registerBytes() {
 
 /** The guest's side of one virtio device over MMIO: negotiates, sets up queues, makes requests. */
 export class MockDriver {
-  readonly device: VirtioDevice;
+  readonly device: VirtioModel;
   readonly memory: GuestMemory;
   readonly transport: VirtioMmio;
   /** What the device's queues were ended for. */
@@ -59,7 +59,7 @@ export class MockDriver {
    * @param from where the driver puts its structures.
    */
   constructor(
-    device: VirtioDevice,
+    device: VirtioModel,
     memory: GuestMemory = mockMemory().memory,
     { deviceMemory = memory, from = 0x10_0000 } = {},
   ) {
@@ -80,7 +80,7 @@ export class MockDriver {
   }
 
   /** A driver that is ready. */
-  static ready(device: VirtioDevice, options: DriverOptions = {}, memory?: GuestMemory): MockDriver {
+  static ready(device: VirtioModel, options: DriverOptions = {}, memory?: GuestMemory): MockDriver {
     const driver = new MockDriver(device, memory);
     driver.initialize(options);
     return driver;

@@ -1,5 +1,5 @@
 import type { DescriptorChain } from '#dist/virtio/chain.js';
-import type { VirtioContext, VirtioDevice } from '#dist/virtio/device.js';
+import type { VirtioContext, VirtioModel } from '#dist/virtio/device.js';
 
 export interface RecordingOptions {
   readonly queueSizes?: readonly number[];
@@ -8,7 +8,7 @@ export interface RecordingOptions {
 }
 
 /** A device of no type that notes what its transport calls, and does what its test says. */
-export class RecordingDevice implements VirtioDevice {
+export class RecordingDevice implements VirtioModel {
   readonly name = 'test';
   readonly type = 42;
   readonly queueSizes: readonly number[];

@@ -122,6 +122,13 @@ describe('a user’s MMIO device', () => {
     expect(device.accesses).toEqual(['read 0/4']);
   });
 
+  test('one whose method is asynchronous is told so: it would never go on', () => {
+    const { device, read, services } = rig();
+    device.value = Promise.resolve(5);
+    expect(read(0, 4)).toBe('ffffffff');
+    expect(services.reports).toMatchObject([{ why: expect.stringMatching(/^TypeError: a method returned a promise/) }]);
+  });
+
   for (const [fields, message] of [
     [{ size: 3 }, /^size: 3/],
     [{ size: 2 ** 24 + 1 }, /^size/],

@@ -18,9 +18,9 @@ class Echo extends VirtioDevice<{ greeting?: string } | undefined> {
   received: unknown[] = [];
   drained = 0;
 
-  handleQueue(index: number): void {
+  handleQueue(index: number): unknown {
     const queue = this.queues[index] as Queue;
-    this.onQueue(queue, index);
+    return this.onQueue(queue, index);
   }
 
   override onMessage(value: unknown): void {
@@ -210,6 +210,14 @@ describe('a user’s virtio device', () => {
       host.receive(2);
       expect(device.received).toEqual([2]);
     }
+  });
+
+  test('one whose handler is asynchronous stops: it would never go on', () => {
+    const { device, driver, services } = ready();
+    device.onQueue = async () => {};
+    driver.queues[0]?.send([1]);
+    expect(driver.status & NEEDS_RESET).toBe(NEEDS_RESET);
+    expect(services.reports).toMatchObject([{ why: expect.stringMatching(/^TypeError: a method returned a promise/) }]);
   });
 
   test('one whose reset throws does not come back, whatever its driver does', () => {
