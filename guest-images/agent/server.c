@@ -68,6 +68,7 @@ static void serve(int fd)
 {
 	struct frame frame;
 	struct reader from;
+	uint32_t version;
 
 	connection_start(fd);
 	say_hello();
@@ -76,8 +77,11 @@ static void serve(int fd)
 	from = read_frame(&frame);
 	if (frame.type != HELLO)
 		violation();
-	if (get_u32(&from) != PROTOCOL_VERSION)
+	version = get_u32(&from);
+	if (version != PROTOCOL_VERSION && !from.bad)
 		fail_with(EPROTONOSUPPORT, "protocol version");
+	(void)get_string(&from);
+	check(&from);
 	receive(&frame);
 	alarm(0);
 	enter_root_of_init();

@@ -117,16 +117,16 @@ function isClosed(error: unknown): boolean {
   return code === 'EPIPE' || code === 'ERR_STREAM_PREMATURE_CLOSE';
 }
 
-/** Resolves at the stream's end or failure; the failure is for `exited` to tell. */
+/** All of a stream. It may fail although the process has exited: then not all has come. */
 function gather(stream: Readable, limit: number, onExcess: () => void): Promise<Buffer> {
   const chunks: Buffer[] = [];
   let size = 0;
-  return new Promise((resolve) => {
+  return new Promise((resolve, reject) => {
     stream.on('data', (chunk: Buffer) => {
       size += chunk.length;
       if (size <= limit) chunks.push(chunk);
       else onExcess();
     });
-    stream.on('close', () => resolve(Buffer.concat(chunks)));
+    stream.on('close', () => (stream.errored ? reject(stream.errored) : resolve(Buffer.concat(chunks))));
   });
 }

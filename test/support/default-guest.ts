@@ -10,6 +10,11 @@ export function defaultGuest(): { kernel: string; initrd: string } {
   return { kernel: tsvisor('kernel', 'path'), initrd: tsvisor('initramfs', 'path') };
 }
 
+/** Path of the default root file system; read-only. */
+export function rootfs(): string {
+  return tsvisor('rootfs', 'path');
+}
+
 /**
  * The default guest's initramfs and one with more entries after it: Linux unpacks archives one after the other.
  * @param manifest lines for guest-images/init/cpio.mjs

@@ -279,7 +279,7 @@ describe('spawn', () => {
       return socket;
     });
     const lost = await own.spawn('trap "" TERM; while :; do sleep 0.1; done');
-    const kept = await own.spawn('sleep 1000', { detached: true });
+    const kept = await own.spawn('sleep', { args: ['1000'], detached: true });
     for (const socket of sockets) socket.destroy();
     await expect(lost.exited).rejects.toMatchObject({ code: 'ERR_AGENT' });
     await waitUntilGone(lost.pid);

@@ -1,0 +1,167 @@
+import { execFileSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { gzipSync } from 'node:zlib';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { Machine, type MachineConfig } from '#dist/index.js';
+import { defaultGuest, rootfs } from '../support/default-guest.js';
+import { describeKvm } from '../support/kvm.js';
+import { temporaryFolder } from '../support/temporary-folder.js';
+
+const folder = temporaryFolder();
+const BOOT = 180_000;
+const OPERATION = 120_000;
+
+async function boot(config: MachineConfig): Promise<Machine> {
+  const machine = await Machine.create(config);
+  await machine.start();
+  try {
+    await machine.ready({ timeout: BOOT });
+  } catch (error) {
+    await machine.close();
+    throw error;
+  }
+  return machine;
+}
+
+describeKvm('the agent in the default guest', () => {
+  let machine: Machine;
+  beforeAll(async () => {
+    machine = await boot({});
+  }, BOOT);
+  afterAll(() => machine?.close());
+
+  it('runs commands and programs', { timeout: OPERATION }, async () => {
+    expect(await machine.exec('echo out; echo err >&2; pwd; exit 3')).toEqual({
+      code: 3,
+      signal: null,
+      stdout: 'out\n/root\n',
+      stderr: 'err\n',
+    });
+    expect((await machine.exec('id', { args: ['-un'], user: 'nobody' })).stdout).toBe('nobody\n');
+    await expect(machine.exec('nothing', { args: [] })).rejects.toMatchObject({ code: 'ERR_EXEC', errno: 'ENOENT' });
+    await expect(machine.exec('sleep 1000', { timeout: 500 })).rejects.toMatchObject({ code: 'ERR_TIMEOUT' });
+  });
+
+  it('has terminals', { timeout: OPERATION }, async () => {
+    expect((await machine.exec('stty size; tty', { tty: { rows: 40, columns: 100 } })).stdout).toBe(
+      '40 100\r\n/dev/pts/0\r\n',
+    );
+  });
+
+  it('carries a mebibyte through a process, and files and trees', { timeout: OPERATION }, async () => {
+    const data = randomBytes(1 << 20);
+    const { stdout } = await machine.exec('cat', { args: [], stdin: data, encoding: 'buffer' });
+    expect(stdout.equals(data)).toBe(true);
+    mkdirSync(join(folder, 'tree/sub'), { recursive: true });
+    writeFileSync(join(folder, 'tree/sub/data'), data.subarray(0, 100_000), { mode: 0o640 });
+    await machine.fs.copyIn(join(folder, 'tree'), '/root/tree');
+    expect((await machine.exec('ls -l /root/tree/sub/data')).stdout).toMatch(/^-rw-r----- .* 100000 /);
+    await machine.fs.copyOut('/root/tree', join(folder, 'back'));
+    expect(readFileSync(join(folder, 'back/sub/data')).equals(data.subarray(0, 100_000))).toBe(true);
+    await machine.fs.writeFile('/proc/sys/kernel/hostname', 'renamed');
+    expect((await machine.exec('hostname')).stdout).toBe('renamed\n');
+  });
+
+  it('sets the clock', { timeout: OPERATION }, async () => {
+    await machine.exec('date -s 2001-01-01');
+    await machine.syncTime();
+    const { stdout } = await machine.exec('date +%s');
+    expect(Math.abs(Number(stdout) - Date.now() / 1000)).toBeLessThan(60);
+  });
+
+  it('serves the host only, and is started again when it is killed', { timeout: OPERATION }, async () => {
+    const agent = () => machine.exec("ps | grep '[t]svisor-agent' | head -n 1");
+    const pid = Number.parseInt((await agent()).stdout.trim(), 10);
+    await machine.exec(`kill -9 ${pid}`).catch(() => {});
+    await expect
+      .poll(
+        () =>
+          agent()
+            .then(({ stdout }) => Number.parseInt(stdout.trim(), 10))
+            .catch(() => pid),
+        { timeout: 60_000, interval: 500 },
+      )
+      .not.toBe(pid);
+  });
+
+  it('powers the machine off', { timeout: OPERATION }, async () => {
+    expect(await machine.stop({ graceful: true })).toMatchObject({ reason: 'guest-shutdown' });
+  });
+});
+
+/** The agent may be there before the image's init has done its part. */
+async function untilThere(machine: Machine, path: string): Promise<void> {
+  const there = () =>
+    machine.fs.stat(path).then(
+      () => true,
+      () => false,
+    );
+  await expect.poll(there, { timeout: OPERATION, interval: 500 }).toBe(true);
+}
+
+/** An initramfs that knows nothing of tsvisor: busybox, and a script for init. */
+function foreignInitrd(): string {
+  writeFileSync(
+    join(folder, 'init'),
+    '#!/bin/busybox sh\n/bin/busybox mkdir -p /proc /bin\n/bin/busybox --install -s /bin\nmount -t proc proc /proc\n' +
+      'echo "$@" >/arguments\nwhile :; do sleep 1000; done\n',
+  );
+  const manifest = ['dir bin 755', 'dir dev 755', 'char dev/console 600 5 1', 'file bin/busybox 755 /bin/busybox'];
+  writeFileSync(join(folder, 'manifest'), [...manifest, `file init 755 ${join(folder, 'init')}`, ''].join('\n'));
+  const archive = execFileSync(process.execPath, ['guest-images/init/cpio.mjs', join(folder, 'manifest')], {
+    maxBuffer: 2 ** 28,
+  });
+  writeFileSync(join(folder, 'foreign.cpio'), archive);
+  return join(folder, 'foreign.cpio');
+}
+
+describeKvm('the agent in other images', () => {
+  it('is brought into an initramfs, and leaves its init as it is', { timeout: BOOT + OPERATION }, async () => {
+    const initrd = foreignInitrd();
+    await using machine = await boot({ kernel: defaultGuest().kernel, initrd, agent: true, append: '-- one two' });
+    await untilThere(machine, '/arguments');
+    expect((await machine.exec('cat /proc/1/cmdline', { encoding: 'buffer' })).stdout.toString()).toMatch(
+      /^\/bin\/busybox\0sh\0\/init\0one\0two\0$/,
+    );
+    expect((await machine.exec('ls -A /; cat /arguments')).stdout).toBe(
+      'arguments\nbin\ndev\ninit\nproc\nroot\none two\n',
+    );
+    // This init takes no signal to power off by.
+    expect(await machine.stop({ graceful: true })).toMatchObject({ reason: 'guest-shutdown' });
+  });
+
+  it('is brought onto a disk without an initramfs, and before a packed one', {
+    timeout: 2 * BOOT + OPERATION,
+  }, async () => {
+    const disk = join(folder, 'disk.img');
+    copyFileSync(rootfs(), disk);
+    execFileSync('chmod', ['u+w', disk]);
+    const kernel = defaultGuest().kernel;
+    const drives = [{ file: disk }];
+    {
+      await using machine = await boot({ kernel, drives, agent: true, append: 'root=/dev/vda rw' });
+      expect((await machine.exec('grep " / " /proc/mounts; echo kept >/root/file; cat /proc/1/comm')).stdout).toMatch(
+        /ext4 rw.*\ninit\n$/s,
+      );
+      expect(await machine.stop({ graceful: true })).toMatchObject({ reason: 'guest-shutdown' });
+    }
+    // An initramfs that moves on to the disk, named by the user's rdinit=: the agent goes with it.
+    writeFileSync(
+      join(folder, 'switch'),
+      '#!/bin/busybox sh\n/bin/busybox mkdir -p /new\n/bin/busybox mount -t devtmpfs dev /dev\n' +
+        '/bin/busybox mount /dev/vda /new\nexec /bin/busybox switch_root /new /bin/init\n',
+    );
+    const lines = ['dir bin 755', 'dir dev 755', 'char dev/console 600 5 1', 'file bin/busybox 755 /bin/busybox'];
+    writeFileSync(join(folder, 'manifest'), [...lines, `file start 755 ${join(folder, 'switch')}`, ''].join('\n'));
+    const archive = execFileSync(process.execPath, ['guest-images/init/cpio.mjs', join(folder, 'manifest')], {
+      maxBuffer: 2 ** 28,
+    });
+    const initrd = join(folder, 'switch.cpio.gz');
+    writeFileSync(initrd, gzipSync(archive, { level: 1 }));
+    await using machine = await boot({ kernel, initrd, drives, agent: true, append: 'rdinit=/start' });
+    await untilThere(machine, '/root/file');
+    expect((await machine.exec('cat /root/file; cat /proc/1/comm')).stdout).toBe('kept\ninit\n');
+  });
+});
