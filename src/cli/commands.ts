@@ -13,6 +13,8 @@ export interface Command {
   readonly describe: string;
   /** Loads the command's file and tells a parser of its options. */
   register(parser: Argv): Promise<Argv>;
+  /** Loads it and tells a parser, for nothing else, of its options and positional arguments. */
+  declare(parser: Argv): Promise<void>;
 }
 
 function lazily<T>(usage: string, describe: string, load: () => Promise<CommandModule<T>>): Command {
@@ -22,6 +24,10 @@ function lazily<T>(usage: string, describe: string, load: () => Promise<CommandM
     register: async (parser) => {
       const { builder, handler } = await load();
       return parser.command(usage, describe, builder, handler);
+    },
+    declare: async (parser) => {
+      const { builder } = await load();
+      builder(parser);
     },
   };
 }
@@ -44,6 +50,7 @@ export const COMMANDS: readonly Command[] = [
   lazily('kernel <action> [flavour]', 'Build, list or locate guest kernels', () => import('./kernel.js')),
   lazily('initramfs <action>', 'Build or locate the default initramfs', () => import('./initramfs.js')),
   lazily('rootfs <action>', 'Build or locate the default root file system, an ext4 image', () => import('./rootfs.js')),
+  lazily('completion <shell>', 'Print a script that completes command lines', () => import('./completion.js')),
 ];
 
 /** The first word of a command's usage. */

@@ -51,7 +51,9 @@ export async function main(argv: readonly string[]): Promise<void> {
   process.stdout.on('error', () => {}); // a closed stdout is the running command's to notice, not a crash
   process.stderr.on('error', () => {});
   try {
-    await (await parserOf(argv.slice(2))).parseAsync();
+    const args = argv.slice(2);
+    if (args[0] === '__complete') await (await import('./complete.js')).complete(args.slice(1));
+    else await (await parserOf(args)).parseAsync();
   } catch (error) {
     if (error instanceof SignalError) process.exit(error.exitCode);
     const { code, message, stack } = errorToData(error);
