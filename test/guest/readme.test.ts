@@ -11,14 +11,16 @@ for (const document of documents()) {
   if (found.length === 0) continue;
   describeKvm(document, () => {
     const project = new SnippetProject(temporaryFolder());
-    beforeAll(() => project.addGuest(defaultGuest()));
+    beforeAll(() => {
+      project.addGuest(defaultGuest());
+      for (const snippet of found) if (snippet.file) project.write(snippet);
+    });
     afterAll(() => project.close());
 
-    for (const snippet of found) {
+    for (const snippet of found.filter(({ file }) => file === undefined)) {
       const commands = snippet.code.split('\n').length;
       test(`line ${snippet.line}: ${snippet.code.split('\n')[0]}`, { timeout: 200_000 * commands }, async () => {
-        if (snippet.file) project.write(snippet);
-        else await project.run(snippet);
+        await project.run(snippet);
       });
     }
   });

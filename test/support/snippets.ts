@@ -12,7 +12,7 @@ export interface Snippet {
   readonly code: string;
   /** Why it is not run: `<!-- not run: REASON -->` on the line before the block. */
   readonly notRun: string | undefined;
-  /** Where it is kept for later blocks of its document, instead of being run: `<!-- file: NAME -->` before it. */
+  /** Where it is kept for the other blocks of its document, instead of being run: `<!-- file: NAME -->` before it. */
   readonly file: string | undefined;
 }
 
