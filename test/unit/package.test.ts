@@ -80,7 +80,7 @@ describe('the package', () => {
     expect(run('npx', '--no-install', 'tsvisor', 'initramfs', 'path').stdout).toMatch(/initramfs/);
   });
 
-  test.each(['nodenext', 'bundler'])('has types for moduleResolution %s', (moduleResolution) => {
+  test.each(['nodenext', 'bundler'])('has types for moduleResolution %s', { timeout: 180_000 }, (moduleResolution) => {
     mkdirSync(join(project, 'node_modules/@types'), { recursive: true });
     for (const name of ['@types/node', 'undici-types', 'vitest', '@vitest']) {
       const link = join(project, 'node_modules', name);
