@@ -4,7 +4,7 @@ import type { GuestMemory } from '../memory/guest-memory.js';
 import { writeBootParams } from './boot-params.js';
 import { encodeCommandLine, writeCommandLine } from './command-line.js';
 import type { Compression } from './decompress.js';
-import { ImageFile, readIntoGuest } from './image-file.js';
+import { ImageBuffer, ImageFile, readIntoGuest } from './image-file.js';
 import { type BootProtocol, type KernelImage, readKernel } from './kernel-image.js';
 import { memoryMap } from './memory-map.js';
 import { checkKernel, placeInitrd, type Range } from './placement.js';
@@ -65,14 +65,18 @@ export async function loadKernel(memory: GuestMemory, source: BootSource): Promi
     checkKernel(kernelFile.name, kernel.needs, map);
     const commandLine = encodeCommandLine(source.commandLine, kernel.commandLineLimit);
     let initrd: Range | undefined;
-    const prefix = source.initrdPrefix ?? new Uint8Array();
-    if (initrdFile || prefix.length > 0) {
-      const { name, size } = initrdFile ?? { name: 'the archive of the agent', size: 0 };
-      const start = placeInitrd(name, prefix.length + size, kernel.needs, kernel.initrdAddressMax, map);
-      const rest = start + prefix.length;
-      initrd = { start, end: rest + size };
-      memory.write(start, prefix);
-      if (initrdFile) readIntoGuest(initrdFile, 0, memory, rest, size);
+    const prefix = source.initrdPrefix && new ImageBuffer("the agent's archive", source.initrdPrefix);
+    const parts = [prefix, initrdFile].filter((part) => part !== undefined);
+    if (parts.length > 0) {
+      const size = parts.reduce((sum, part) => sum + part.size, 0);
+      const name = parts.map((part) => part.name).join(' and ');
+      const start = placeInitrd(name, size, kernel.needs, kernel.initrdAddressMax, map);
+      initrd = { start, end: start + size };
+      let at = start;
+      for (const part of parts) {
+        readIntoGuest(part, 0, memory, at, part.size);
+        at += part.size;
+      }
     }
 
     for (const { offset, fileSize, gpa, size } of kernel.pieces) {
