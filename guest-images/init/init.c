@@ -169,14 +169,16 @@ static void agent_ended(int status)
 
 /* Hard links for the applets, so that programs other than the shell find
  * them too; busybox sh itself needs none. Some 270 of them, and a few names
- * for tradition's sake, hence made while nothing else wants to run, unless the
- * agent waits for them: what it runs need not be the shell's. */
+ * for tradition's sake, hence made while nothing else wants to run. What the
+ * agent runs need not be the shell's: it waits until the list is gone. */
 static int make_links(void)
 {
 	struct sched_param none = { 0 };
 	char *p = applets;
 
-	if (!agent_wanted)
+	if (agent_wanted)
+		SYS3(setpriority, 0, 0, 10);
+	else
 		SYS3(sched_setscheduler, 0, SCHED_IDLE, &none);
 	SYS2(symlink, "/proc/self/fd", "/dev/fd");
 	SYS2(symlink, "fd/0", "/dev/stdin");
@@ -199,6 +201,7 @@ static int make_links(void)
 			*p++ = 0;
 		SYS2(link, "busybox", name);
 	}
+	SYS1(unlink, "/etc/applets");
 	return 0;
 }
 
@@ -328,7 +331,7 @@ static void run_as_init(void)
 	unsigned long signals = 1ul << (SIGCHLD - 1) | 1ul << (SIGUSR1 - 1) |
 				1ul << (SIGUSR2 - 1) | 1ul << (SIGTERM - 1) |
 				1ul << (SIGINT - 1) | 1ul << (SIGPWR - 1);
-	long shell, links, pid, sig;
+	long shell, pid, sig;
 	int status;
 
 	port_write(MILESTONE_INIT, PORT_MILESTONE);
@@ -339,15 +342,15 @@ static void run_as_init(void)
 	SYS2(sethostname, "tsvisor", 7);
 	port_write(MILESTONE_SHELL, PORT_MILESTONE);
 	shell = start_shell();
-	links = spawn(make_links, links_stack + sizeof links_stack, SIGCHLD);
+	if (agent_wanted)
+		start_agent();
+	spawn(make_links, links_stack + sizeof links_stack, SIGCHLD);
 
 	SYS4(rt_sigprocmask, SIG_BLOCK, &signals, 0, sizeof signals);
 	for (;;) {
 		while ((pid = SYS4(wait4, -1, &status, WNOHANG, 0)) > 0) {
 			if (pid == shell)
 				stop_everything(0, POWEROFF);
-			if (pid == links && agent_wanted)
-				start_agent();
 			if (pid == agent)
 				agent_ended(status);
 		}
