@@ -100,7 +100,7 @@ async function configOf(
     drives: (args.drive ?? []).map(parseDrive),
     rng: args.rng,
     agent,
-    ...(vsock && { vsock: folder ? { socket: folder.paths.vsock, ...vsock } : vsock }),
+    ...(vsock && { vsock: folder ? { socket: folder.vsock, ...vsock } : vsock }),
     acpi: args.acpi,
   };
 }

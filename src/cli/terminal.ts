@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import { Transform, type TransformCallback } from 'node:stream';
 
 const CTRL_A = 0x01;
@@ -48,20 +49,26 @@ export class EscapeFilter extends Transform {
 }
 
 /**
- * Puts the terminal on stdin into raw mode, so that every key (Ctrl-C too) reaches the guest.
+ * Puts the terminal on stdin into raw mode, so that every key (Ctrl-C too) reaches the guest, and what the guest's own
+ * terminal made of its output is shown as it is.
  * @returns a function that restores it; it also runs when the process exits, however it does short of SIGKILL.
  */
 export function rawTerminal(): () => void {
   const { stdin } = process;
   if (!stdin.isTTY) return () => {};
-  stdin.setRawMode(true);
-  const again = () => stdin.setRawMode(true); // a shell's `fg` leaves the terminal cooked
+  const set = () => {
+    stdin.setRawMode(false); // what is set already is not set again, though a shell's `fg` has changed it
+    stdin.setRawMode(true);
+    // Node's raw mode goes on turning line feeds into new lines: full-screen programs move down by them.
+    spawnSync('stty', ['-opost'], { stdio: ['inherit', 'ignore', 'ignore'] });
+  };
+  set();
   const restore = () => {
     process.removeListener('exit', restore);
-    process.removeListener('SIGCONT', again);
+    process.removeListener('SIGCONT', set);
     stdin.setRawMode(false);
   };
   process.once('exit', restore);
-  process.on('SIGCONT', again);
+  process.on('SIGCONT', set);
   return restore;
 }

@@ -1,3 +1,4 @@
+import { renameSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { errorToData, TsvisorError, UsageError } from '../../errors.js';
 import {
@@ -21,6 +22,9 @@ export type ControlHandlers = {
   readonly console: () => (client: Socket, typed: Buffer) => void;
 };
 
+/** How long a client that is sent away has to hear why, in milliseconds. */
+const GOODBYE_MS = 500;
+
 /** A machine's end of the control protocol. No client, whatever it does, concerns another one or the machine. */
 export class ControlServer implements AsyncDisposable {
   readonly #server: Server;
@@ -36,21 +40,30 @@ export class ControlServer implements AsyncDisposable {
     this.#server.maxConnections = MAX_CLIENTS;
   }
 
-  /** @param path of a socket to be, in a folder of this user alone. @throws TsvisorError ERR_OUTPUT */
-  static listen(path: string, handlers: ControlHandlers): Promise<ControlServer> {
+  /**
+   * @param path of a socket to be, in a folder of this user alone; whoever owns the folder removes it
+   * @throws TsvisorError ERR_OUTPUT
+   */
+  static async listen(path: string, handlers: ControlHandlers): Promise<ControlServer> {
     const control = new ControlServer(handlers);
-    const mask = process.umask(0o177);
+    // Node removes the path it listens on when it closes, whosever that is by then.
+    const temporary = `${path}.${process.pid}`;
     try {
-      return new Promise((resolve, reject) => {
-        control.#server.on('error', (error: NodeJS.ErrnoException) => {
-          const reason = error.code ?? error.message;
-          reject(new TsvisorError('ERR_OUTPUT', `cannot make the control socket ${path}: ${reason}`, { cause: error }));
-        });
-        control.#server.listen(path, () => resolve(control)); // makes the path at once
+      await new Promise<void>((resolve, reject) => {
+        control.#server.on('error', reject);
+        const mask = process.umask(0o177);
+        control.#server.listen(temporary, resolve); // makes the path at once
+        process.umask(mask);
       });
-    } finally {
-      process.umask(mask);
+      renameSync(temporary, path);
+    } catch (error) {
+      control.#server.close();
+      const { code, message } = error as NodeJS.ErrnoException;
+      throw new TsvisorError('ERR_OUTPUT', `cannot make the control socket ${path}: ${code ?? message}`, {
+        cause: error,
+      });
     }
+    return control;
   }
 
   /** Lets clients read what they were told, for a moment; then nothing of them is left. */
@@ -59,7 +72,7 @@ export class ControlServer implements AsyncDisposable {
     for (const client of this.#clients) client.end();
     const impatience = setTimeout(() => {
       for (const client of this.#clients) client.destroy();
-    }, 500);
+    }, GOODBYE_MS);
     await closed;
     clearTimeout(impatience);
   }
@@ -75,6 +88,10 @@ async function serve(client: Socket, handlers: ControlHandlers): Promise<void> {
       line = await lines.next();
     } catch (error) {
       client.end(`${JSON.stringify({ error: errorToData(new UsageError((error as Error).message)) })}\n`);
+      // It hears that when it has said the rest, which is thrown away, or not at all.
+      lines.rest();
+      client.resume();
+      setTimeout(() => client.destroy(), GOODBYE_MS).unref();
       return;
     } finally {
       clearTimeout(idle);
@@ -120,7 +137,7 @@ function parseRequest(line: string): { method: ControlMethod; params: object } {
   } catch {
     throw new UsageError('a request is one line of JSON');
   }
-  const { version, method, params = {} } = (typeof request === 'object' && request) as Record<string, unknown>;
+  const { version, method, params = {} } = ((typeof request === 'object' && request) || {}) as Record<string, unknown>;
   if (version !== CONTROL_VERSION) {
     throw new UsageError(`this machine speaks version ${CONTROL_VERSION} of the control protocol, not ${version}`);
   }

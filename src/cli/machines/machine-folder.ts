@@ -25,6 +25,10 @@ import { addon } from '../../kvm/addon.js';
 /** Letters, digits and `_.-`, of which the first is a letter or digit: a file name, and no `:` (NAME:PATH). */
 const NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$/;
 const LOCK = 'lock';
+/** Bytes of a Unix socket's path (struct sockaddr_un); Node cuts longer ones. */
+const MAX_SOCKET_PATH = 107;
+/** The kernel's PID_MAX_LIMIT. */
+const MAX_PID = 4_194_304;
 /** A lock may be held for a moment by who removes a stale folder. */
 const CLAIM_TRIES = 10;
 const CLAIM_PAUSE_MS = 50;
@@ -35,8 +39,6 @@ export interface MachinePaths {
   readonly folder: string;
   /** Control protocol: see control-protocol.ts. */
   readonly control: string;
-  /** Hybrid vsock, for the guest's agent. */
-  readonly vsock: string;
   /** What the guest's console said last. */
   readonly consoleLog: string;
   /** stderr of a detached machine's process. */
@@ -78,7 +80,6 @@ export function pathsOf(name: string): MachinePaths {
     name,
     folder,
     control: at('control.sock'),
-    vsock: at('vsock.sock'),
     consoleLog: at('console.log'),
     processLog: at('process.log'),
     failure: at('failure.json'),
@@ -152,9 +153,18 @@ export class MachineFolder {
     process.once('exit', this.#atExit);
   }
 
+  /** Hybrid vsock's socket. No other process has it by that path: whoever ends must not remove the next one's. */
+  get vsock(): string {
+    return join(this.paths.folder, `vsock-${process.pid}.sock`);
+  }
+
   /** Takes a name. What a process that is gone left of that name is removed. @throws UsageError when a machine has it. */
   static async claim(name: string): Promise<MachineFolder> {
-    makeRoot();
+    const longest = `${pathsOf(name).control}.${MAX_PID}`;
+    if (Buffer.byteLength(longest) > MAX_SOCKET_PATH) {
+      throw failed(pathsOf(name).folder, 'its path is too long for sockets; set XDG_RUNTIME_DIR to a shorter one');
+    }
+    makePrivate(rootFolder());
     for (let i = 0; i < CLAIM_TRIES; i++) {
       const folder = tryClaim(name);
       if (folder) return folder;
@@ -238,10 +248,6 @@ function openLock(folder: string, flags: number): number | undefined {
     if (code === 'ENOENT') return undefined;
     throw failed(folder, code ?? message);
   }
-}
-
-function makeRoot(): void {
-  makePrivate(rootFolder());
 }
 
 /** Makes a folder that is this user's alone, or checks that it is. @throws TsvisorError ERR_OUTPUT */

@@ -89,7 +89,7 @@ export class NamedMachine implements AsyncDisposable {
 
   status(): MachineStatus {
     const { kernel, memory, cpus, agent, vsock } = this.#config;
-    const { name, vsock: socket } = this.#folder.paths;
+    const { name } = this.#folder.paths;
     return {
       name,
       pid: process.pid,
@@ -100,7 +100,7 @@ export class NamedMachine implements AsyncDisposable {
       kernel: kernel === undefined ? 'default' : resolve(kernel),
       agent,
       console: this.#hub !== undefined,
-      vsock: resolve((typeof vsock === 'object' && vsock.socket) || socket),
+      vsock: resolve((typeof vsock === 'object' && vsock.socket) || this.#folder.vsock),
       detached: this.#detached,
     };
   }
