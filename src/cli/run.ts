@@ -99,9 +99,11 @@ export function builder(yargs: Argv) {
     .example("printf 'uname -a\\npoweroff\\n' | $0 run", 'a script on the guest’s shell')
     .epilogue(
       'Keys: Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A h helps.\n' +
-        'Exit codes: 0 powered off, 1-255 the guest’s own (debug-exit port), 64 usage, 66 bad image, 69 no KVM, ' +
-        '71 memory, 72 bad drive, 73 output file, 74 network, 77 no permission, 80 guest reset, 81 triple fault, 82 KVM failure, ' +
-        '83 unknown instruction, 124 timeout, 130 SIGINT, 141 stdout closed, 143 SIGTERM.',
+        'With a command: its streams, terminal and exit code; what the console said is shown only on failure.\n' +
+        'Exit codes: 0 powered off, 1-255 the guest’s own (debug-exit port) or the command’s, 64 usage, 66 bad image, ' +
+        '69 no KVM, 71 memory, 72 bad drive, 73 output file, 74 network, 76 no agent, 77 no permission, 80 guest reset, ' +
+        '81 triple fault, 82 KVM failure, 83 unknown instruction, 84 kernel panic, 124 timeout, 126 and 127 the command ' +
+        'cannot be run, 130 SIGINT, 141 stdout closed, 143 SIGTERM.',
     );
 }
 
