@@ -417,7 +417,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
 
   #endOnAbort(signal: AbortSignal | undefined): void {
     if (!signal) return;
-    const onAbort = () => void this.stop().catch(() => {});
+    const onAbort = () => void (this.#link.building ? this.close() : this.stop()).catch(() => {});
     signal.addEventListener('abort', onAbort, { once: true });
     this.#removeAbort = () => signal.removeEventListener('abort', onAbort);
   }

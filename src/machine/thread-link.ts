@@ -126,9 +126,15 @@ export class ThreadLink {
     if (!this.over) this.#post(request);
   }
 
-  /** Ends the thread, which has stopped its machine, and releases everything. */
+  /** Whether the machine is being built: its thread does not hear requests yet. */
+  get building(): boolean {
+    return !this.#built && !this.over;
+  }
+
+  /** Ends the machine, then its thread, and releases everything. */
   async close(): Promise<void> {
-    if (!this.over) await this.request({ command: 'stop' }).catch(() => {});
+    if (!this.building && !this.over) await this.request({ command: 'stop' }).catch(() => {});
+    if (!this.building) await this.ended.catch(() => {}); // its disks are closed then
     await this.#worker?.terminate();
     await this.#exited;
     this.#closeDescriptors();

@@ -95,6 +95,17 @@ describeKvm('a machine', () => {
     expect((await machine.metrics()).state).toBe('ended');
   });
 
+  test('that is closed while it runs has been stopped, and says so', async () => {
+    const machine = await create(SPIN);
+    await machine.start();
+    const ended = once(machine, 'end');
+    const stopped = { reason: 'stopped', code: null, message: 'the machine was stopped' };
+    await Promise.all([machine.close(), machine.close()]);
+    expect(await machine.wait()).toEqual(stopped);
+    expect(await ended).toEqual([stopped]);
+    expect(await machine.metrics()).toMatchObject({ state: 'ended' });
+  });
+
   test('that nobody watches prints as much as it likes; who asks later gets what was printed last', async () => {
     const rounds = 150;
     const line = `${'-'.repeat(998)}.\n`;
@@ -167,6 +178,15 @@ describeKvm('an AbortSignal', () => {
     const after = resources();
     expect(after.descriptors).toBe(before.descriptors);
     expect(after.threads).toBe(before.threads);
+  });
+
+  test('keeps a machine from being made whose device does not load', async () => {
+    const reason = new Error('it takes too long');
+    const devices = [{ module: new URL('./modules/never-loads.js', import.meta.url), name: 'never' }];
+    const controller = new AbortController();
+    const made = create(SPIN, { devices }, { signal: controller.signal });
+    setTimeout(() => controller.abort(reason), 200);
+    await expect(made).rejects.toBe(reason);
   });
 
   test('ends a machine that runs', async () => {
