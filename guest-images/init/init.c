@@ -2,6 +2,7 @@
  * names (see main below). Static, no C library, few system calls: on hosts
  * that interpret guest kernel mode each system call or page fault costs
  * milliseconds. */
+#include "network.h"
 #include "syscalls.h"
 
 enum { PORT_MILESTONE = 0xf8, PORT_DEBUG_EXIT = 0xf4, PORT_SLEEP_CONTROL = 0x600 };
@@ -20,6 +21,7 @@ static char term[64] = "TERM=vt102";
 static struct winsize window;
 static char links_stack[4096] __attribute__((aligned(16)));
 static int agent_wanted;
+static const char *network; /* the interface, or null */
 static long agent; /* its process, or 0 */
 
 static char *const shell_argv[] = { "-sh", 0 };
@@ -83,7 +85,8 @@ static void mount_file_systems(void)
 }
 
 /* tsvisor.term=, tsvisor.rows= and tsvisor.cols= describe the user's terminal;
- * tsvisor.agent asks for the agent. */
+ * tsvisor.agent asks for the agent, tsvisor.net=INTERFACE for its user-mode
+ * network. */
 static void read_command_line(void)
 {
 	const char *value;
@@ -107,6 +110,8 @@ static void read_command_line(void)
 			append(term + 5, value);
 		else if (equal(word, "tsvisor.agent"))
 			agent_wanted = 1;
+		else if ((value = after(word, "tsvisor.net=")))
+			network = value;
 	}
 }
 
@@ -180,6 +185,7 @@ static int make_links(void)
 		SYS3(setpriority, 0, 0, 10);
 	else
 		SYS3(sched_setscheduler, 0, SCHED_IDLE, &none);
+	bring_up_loopback();
 	SYS2(symlink, "/proc/self/fd", "/dev/fd");
 	SYS2(symlink, "fd/0", "/dev/stdin");
 	SYS2(symlink, "fd/1", "/dev/stdout");
@@ -340,6 +346,8 @@ static void run_as_init(void)
 	read_command_line();
 	set_up_console();
 	SYS2(sethostname, "tsvisor", 7);
+	if (network)
+		join_user_network(network);
 	port_write(MILESTONE_SHELL, PORT_MILESTONE);
 	shell = start_shell();
 	if (agent_wanted)

@@ -59,6 +59,8 @@ export function commandLine(config: ResolvedConfig, flavour: KvmFlavour, devices
     const { base, gsi } = place;
     words.push(`tsvisor.device=${name}@0x${base.toString(16)}${gsi === undefined ? '' : `:${gsi}`}`);
   }
+  const user = config.networks.findIndex(({ type }) => type === 'user');
+  if (user >= 0) words.push(`tsvisor.net=eth${user}`); // the default init configures it
   if (config.agent && !config.agentProgram) words.push(AGENT_SERVICE_WORD);
   words.push(config.agentProgram ? appendAgentInit(config.append) : config.append);
   return words.join(' ').trim();

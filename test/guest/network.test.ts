@@ -78,6 +78,11 @@ describeKvm('Linux on a network', () => {
 
     test('gets its address', { timeout: 60_000 }, async () => {
       if (network.type === 'user') {
+        const given = await shell.run('ifconfig eth0; route -n; cat /etc/resolv.conf');
+        expect(given).toContain('inet addr:10.0.2.15');
+        expect(given).toMatch(/^0\.0\.0\.0 +10\.0\.2\.2 /m);
+        expect(given).toContain('nameserver 10.0.2.3');
+        await shell.run('ifconfig eth0 0.0.0.0 down; rm /etc/resolv.conf'); // what init did; DHCP does it as well
         await shell.run(`printf '${DHCP_SCRIPT.replaceAll('\n', '\\n')}' >/tmp/dhcp; chmod +x /tmp/dhcp`);
         await shell.run('ifconfig eth0 up; udhcpc -i eth0 -n -q -s /tmp/dhcp', 50);
         expect(await shell.run('ifconfig eth0')).toContain('inet addr:10.0.2.15');
