@@ -46,11 +46,26 @@ export class Agent {
     if (maxBuffer !== undefined && !(maxBuffer >= 0)) throw new UsageError(`maxBuffer: ${maxBuffer} is no size`);
     if (encoding !== 'utf8' && encoding !== 'buffer')
       throw new UsageError(`encoding: ${encoding} is not utf8 or buffer`);
-    return await collect(await this.spawn(command, options), options);
+    const { process, deadline } = await this.#start(command, options);
+    try {
+      return await collect(process, options);
+    } catch (error) {
+      options.signal?.throwIfAborted(); // a reason may be anything
+      throw error;
+    } finally {
+      deadline?.clear();
+    }
   }
 
   /** Starts a command, whose streams the caller reads. @throws GuestError ERR_EXEC if it cannot be started, UsageError */
   async spawn(command: string, options: SpawnOptions = {}): Promise<GuestProcess> {
+    const { process, deadline } = await this.#start(command, options);
+    const done = () => deadline?.clear();
+    process.exited.then(done, done);
+    return process;
+  }
+
+  async #start(command: string, options: SpawnOptions): Promise<{ process: GuestProcess; deadline?: Deadline }> {
     const { signal, timeout, tty } = options;
     const frame = execRequest(command, options);
     const deadline = timeout === undefined ? undefined : new Deadline(command, timeout);
@@ -58,9 +73,7 @@ export class Agent {
     try {
       const connection = await request(this.#channel, frame, either);
       const process = await GuestProcess.start(connection, Boolean(tty), either);
-      const done = () => deadline?.clear();
-      process.exited.then(done, done);
-      return process;
+      return { process, ...(deadline && { deadline }) };
     } catch (error) {
       deadline?.clear();
       throw error;

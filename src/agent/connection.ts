@@ -9,6 +9,7 @@ import {
   MAX_PAYLOAD,
   PayloadReader,
   PROTOCOL_VERSION,
+  STDIN_WINDOW,
   violation,
 } from './protocol.js';
 
@@ -32,6 +33,9 @@ export interface AgentHello {
 
 /** Milliseconds that the agent has for an answer; where a guest's kernel is interpreted a fork alone may take 100. */
 export const DEFAULT_ANSWER_TIMEOUT = 30_000;
+
+/** Bytes of frames that may wait for an agent that does not read: a window of stdin, and thousands of small ones. */
+const MAX_BACKLOG = STDIN_WINDOW + 64 * 1024;
 
 /** The frames of one connection. Whoever has it destroys it. */
 export class Connection implements Disposable {
@@ -95,6 +99,13 @@ export class Connection implements Disposable {
     } finally {
       this.#stream.off('close', onClose);
     }
+  }
+
+  /** Sends a small frame without waiting for room. An agent that takes none of them loses the connection. */
+  post(frame: Uint8Array): void {
+    if (this.#stream.destroyed) return; // whoever receives learns of it
+    this.#stream.write(frame);
+    if (this.#stream.writableLength > MAX_BACKLOG) this.destroy(violation('it does not read what it is sent'));
   }
 
   /** Ends everything under way here, with this reason. */
@@ -179,6 +190,7 @@ export async function request(
 /** A connection that comes after the abort is closed. */
 function connectOrAbort(connect: Connect, signal: AbortSignal): Promise<Duplex> {
   return new Promise((resolve, reject) => {
+    signal.throwIfAborted();
     const onAbort = () => reject(signal.reason);
     signal.addEventListener('abort', onAbort, { once: true });
     connect(signal)

@@ -1,5 +1,6 @@
 import type { Readable, Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import { ByteQueue } from '../backends/byte-queue.js';
 import type { ConsoleSize } from '../backends/port-stream.js';
 import { GuestError, TsvisorError, UsageError } from '../errors.js';
 import { checkSize, type GuestProcess, type ProcessExit } from './process.js';
@@ -83,13 +84,9 @@ export async function collect(
 ): Promise<ExecResult<string | Buffer>> {
   await using running = process;
   const fed = feed(running.stdin, stdin).catch((error) => running.terminate(error));
-  const tooMuch = (name: string) => () => {
-    const message = `the process wrote more than ${maxBuffer} bytes to ${name}; raise maxBuffer, or use spawn()`;
-    void running.terminate(new GuestError('ERR_EXEC', 'ENOBUFS', message));
-  };
   const [stdout, stderr, exit] = await Promise.all([
-    gather(running.stdout, maxBuffer, tooMuch('stdout')),
-    gather(running.stderr, maxBuffer, tooMuch('stderr')),
+    gather(running.stdout, maxBuffer, 'stdout'),
+    gather(running.stderr, maxBuffer, 'stderr'),
     running.exited,
     fed,
   ]);
@@ -118,15 +115,15 @@ function isClosed(error: unknown): boolean {
 }
 
 /** All of a stream. It may fail although the process has exited: then not all has come. */
-function gather(stream: Readable, limit: number, onExcess: () => void): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  let size = 0;
+function gather(stream: Readable, limit: number, name: string): Promise<Buffer> {
+  const bytes = new ByteQueue(); // the guest chooses how small its pieces are
   return new Promise((resolve, reject) => {
     stream.on('data', (chunk: Buffer) => {
-      size += chunk.length;
-      if (size <= limit) chunks.push(chunk);
-      else onExcess();
+      bytes.push(chunk);
+      if (bytes.length <= limit) return;
+      const message = `the process wrote more than ${limit} bytes to ${name}; raise maxBuffer, or use spawn()`;
+      stream.destroy(new GuestError('ERR_EXEC', 'ENOBUFS', message));
     });
-    stream.on('close', () => (stream.errored ? reject(stream.errored) : resolve(Buffer.concat(chunks))));
+    stream.on('close', () => (stream.errored ? reject(stream.errored) : resolve(bytes.toBuffer())));
   });
 }

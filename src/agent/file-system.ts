@@ -1,4 +1,5 @@
 import { Readable } from 'node:stream';
+import { ByteQueue } from '../backends/byte-queue.js';
 import { GuestError, UsageError } from '../errors.js';
 import { type Channel, type Connection, request } from './connection.js';
 import type { CopyOptions, CopySummary } from './copy.js';
@@ -28,6 +29,7 @@ export interface Abortable {
 const DEFAULT_MAX_BYTES = 64 * 1024 * 1024;
 /** Entries of a folder: a guest must not fill the host's memory with them. */
 const MAX_LISTED = 1_000_000;
+const MAX_LISTED_BYTES = 128 * 1024 * 1024;
 
 /**
  * The guest's files, as its root. Paths are the guest's; relative ones start at /. What the guest refuses rejects with
@@ -52,16 +54,14 @@ export class GuestFileSystem {
       maxBytes = DEFAULT_MAX_BYTES,
     }: Abortable & { encoding?: 'utf8' | undefined; maxBytes?: number } = {},
   ): Promise<string | Buffer> {
-    const chunks: Buffer[] = [];
-    let size = 0;
+    const bytes = new ByteQueue(); // the guest chooses how small its pieces are
     for await (const chunk of this.#read(path, signal)) {
-      size += chunk.length;
-      if (size > maxBytes) {
+      bytes.push(chunk);
+      if (bytes.length > maxBytes) {
         throw new GuestError('ERR_GUEST_FILE', 'EFBIG', `${path} (in the guest): has more than ${maxBytes} bytes`);
       }
-      chunks.push(chunk);
     }
-    const contents = Buffer.concat(chunks);
+    const contents = bytes.toBuffer();
     return encoding ? contents.toString(encoding) : contents;
   }
 
@@ -97,11 +97,15 @@ export class GuestFileSystem {
     const frame = new FrameWriter(FrameType.list).string(path, 'path').frame();
     using connection = await this.#request(frame, signal);
     const entries: FileEntry[] = [];
+    let size = 0;
     for (;;) {
       const frame = await connection.expect();
       if (frame.type === FrameType.end) return entries;
       if (frame.type !== FrameType.entry) throw frameError('ERR_GUEST_FILE', frame);
-      if (entries.length === MAX_LISTED) throw violation(`more than ${MAX_LISTED} entries in a folder`);
+      size += frame.payload.length;
+      if (entries.length === MAX_LISTED || size > MAX_LISTED_BYTES) {
+        throw violation(`more than ${MAX_LISTED} entries or ${MAX_LISTED_BYTES} bytes of them in a folder`);
+      }
       entries.push(readEntry(frame.payload));
     }
   }
@@ -180,6 +184,7 @@ export class GuestFileSystem {
       const frame = await connection.expect();
       if (frame.type === FrameType.end) return;
       if (frame.type !== FrameType.data) throw frameError('ERR_GUEST_FILE', frame);
+      if (frame.payload.length === 0) throw violation('a piece of a file with nothing in it');
       yield frame.payload;
     }
   }

@@ -91,9 +91,13 @@ export class GuestProcess implements AsyncDisposable {
     if (!this.#exit) await this.#connection.send(new FrameWriter(FrameType.resize).u32(rows).u32(columns).frame());
   }
 
-  /** Ends the process and its group, SIGTERM first, then SIGKILL. `exited` then rejects with the reason. */
+  /**
+   * Ends the process and its group, SIGTERM first, then SIGKILL. `exited` then rejects with the reason. Nothing happens
+   * once it has exited.
+   */
   async terminate(reason: unknown): Promise<void> {
-    if (this.#exit || this.#abortReason) return this.#closed;
+    if (this.#abortReason) return this.#closed;
+    if (this.#exit) return;
     this.#abortReason = { reason };
     const timer = setTimeout(() => this.#connection.destroy(reason), TERMINATE_TIMEOUT);
     try {
@@ -126,7 +130,11 @@ export class GuestProcess implements AsyncDisposable {
   }
 
   #heed(signal: AbortSignal | undefined): void {
-    const abort = () => void this.terminate(signal?.reason);
+    const abort = () => {
+      // The rest of its output is not waited for.
+      if (this.#exit) this.#connection.destroy(signal?.reason);
+      else void this.terminate(signal?.reason);
+    };
     this.#connection.release();
     signal?.addEventListener('abort', abort, { once: true });
     if (signal?.aborted) abort();
@@ -268,6 +276,6 @@ class Output {
     if (this.ended || bytes < OUTPUT_WINDOW / 4) return;
     this.#credit = OUTPUT_WINDOW;
     const frame = new FrameWriter(FrameType.credit).u32(this.#number).u32(bytes).frame();
-    this.#connection.send(frame).catch(() => {}); // whoever receives learns of a lost connection
+    this.#connection.post(frame);
   }
 }

@@ -74,6 +74,13 @@ export class ByteQueue {
     });
   }
 
+  /** A copy of all. */
+  toBuffer(): Buffer {
+    const all = Buffer.allocUnsafeSlow(this.#length);
+    this.copyTo(all, 0, 0, this.#length);
+    return all;
+  }
+
   /** Drops bytes from the front. */
   consume(count: number): void {
     this.#length -= count;

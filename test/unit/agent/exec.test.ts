@@ -172,6 +172,17 @@ describe('exec', () => {
     await expect(agent.exec('cat', { stdin: broken() })).rejects.toBe(reason);
   });
 
+  it('does not wait for input that does not come once the process has ended', async () => {
+    let given = false;
+    async function* stuck(): AsyncGenerator<Uint8Array> {
+      yield Buffer.from('line\n');
+      given = true;
+      await new Promise(() => {});
+    }
+    expect((await agent.exec('read line; echo $line', { stdin: stuck() })).stdout).toBe('line\n');
+    expect(given).toBe(true);
+  });
+
   it('does not wait for background processes, nor stop them', async () => {
     const file = join(folder, 'background');
     const started = Date.now();

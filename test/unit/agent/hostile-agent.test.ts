@@ -9,6 +9,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { finished } from 'node:stream/promises';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { encodeFrame, FrameType, FrameWriter, MAX_DATA, OUTPUT_WINDOW } from '#dist/agent/protocol.js';
 import { data, FakeAgent, frame, hello } from '../../support/fake-agent.js';
@@ -118,6 +119,58 @@ describe('a process', () => {
     await using process = await fake.agent.spawn('x', { signal: controller.signal });
     controller.abort(reason);
     await expect(process.exited).rejects.toBe(reason);
+  });
+
+  it('that exits and does not end its output is not waited for beyond the timeout or an abort', async () => {
+    fake.says([hello(), started, data(FrameType.stdout, 'text'), exit]);
+    await expect(fake.agent.exec('x', { timeout: 100 })).rejects.toMatchObject({ code: 'ERR_TIMEOUT' });
+    await expect(fake.agent.exec('x', { signal: AbortSignal.timeout(100) })).rejects.toThrow('timeout');
+    const reason = new Error('enough');
+    const controller = new AbortController();
+    const process = await fake.agent.spawn('x', { signal: controller.signal, timeout: 100 });
+    expect(await process.exited).toEqual({ code: 0, signal: null });
+    await process.terminate(new Error('there is nothing to end'));
+    controller.abort(reason);
+    await expect(finished(process.stdout)).rejects.toBe(reason);
+    await expectClosed();
+  });
+
+  it('whose output after its exit is more than is wanted has not merely written less', async () => {
+    fake.says([hello(), started, exit, data(FrameType.stdout, 'x'.repeat(100)), ...ends]);
+    const error = { code: 'ERR_EXEC', errno: 'ENOBUFS' };
+    await expect(fake.agent.exec('x', { maxBuffer: 99 })).rejects.toMatchObject(error);
+    expect((await fake.agent.exec('x', { maxBuffer: 100 })).stdout).toHaveLength(100);
+  });
+
+  it('whose output comes in single bytes takes no more memory than another', { timeout: 60_000 }, async () => {
+    const size = 1 << 20;
+    const piece = Buffer.concat(Array.from({ length: 4096 }, () => data(FrameType.stdout, 'x')));
+    fake.answer = (socket) => {
+      socket.write(Buffer.concat([hello(), started]));
+      let left = size / 4096;
+      const more = () => {
+        if (left-- > 0) socket.write(piece, () => setImmediate(more));
+        else socket.write(Buffer.concat([...ends, exit]));
+      };
+      more();
+    };
+    const before = process.memoryUsage().heapUsed;
+    const { stdout } = await fake.agent.exec('x', { encoding: 'buffer' });
+    expect(stdout.length).toBe(size);
+    expect(process.memoryUsage().heapUsed - before).toBeLessThan(64 * size);
+  });
+
+  it('that does not read what it is sent loses the connection', { timeout: 60_000 }, async () => {
+    const piece = Buffer.concat(Array.from({ length: 2 }, () => data(FrameType.stdout, Buffer.alloc(MAX_DATA))));
+    fake.answer = (socket) => {
+      socket.pause();
+      socket.write(Buffer.concat([hello(), started]));
+      const more = () => !socket.destroyed && socket.write(piece, () => setImmediate(more));
+      more();
+    };
+    const process = await fake.agent.spawn('x');
+    process.stdout.resume();
+    await expect(process.exited).rejects.toMatchObject(violated);
   });
 
   it("has its errors' text freed of control characters", async () => {
@@ -251,6 +304,30 @@ describe('a tree', () => {
     await expect(files).rejects.toMatchObject({ code: 'ERR_GUEST_FILE' });
     await expectClosed();
     expect(readdirSync(join(here, 'to'))).toEqual(['a']);
+  });
+});
+
+describe('what is read', () => {
+  const flood = (piece: Uint8Array) => {
+    fake.answer = (socket) => {
+      socket.write(hello());
+      const more = () => !socket.destroyed && socket.write(piece, () => setImmediate(more));
+      more();
+    };
+  };
+
+  it('without end and contents stops', async () => {
+    flood(Buffer.concat(Array.from({ length: 1000 }, () => data(FrameType.data))));
+    await expect(fake.agent.fs.readFile('/x')).rejects.toMatchObject(violated);
+    await expectClosed();
+  });
+
+  it('as a folder stops before it fills the memory', async () => {
+    const link = new FrameWriter(FrameType.entry).u32(S_IFLNK).u32(0).u32(0).u32(0).u64(0n).u64(0n);
+    const entry = link.string('name', 'name').string('t'.repeat(4000), 'target').frame();
+    flood(Buffer.concat(Array.from({ length: 64 }, () => entry)));
+    await expect(fake.agent.fs.list('/x')).rejects.toMatchObject(violated);
+    await expectClosed();
   });
 });
 
