@@ -79,6 +79,7 @@ class TreeReceiver {
         await this.#file(path, place, entry);
         break;
       case 'symlink':
+        if (!level) throw violation('a root that is a link'); // it was to follow it
         if (entry.target.length === 0) throw violation('a link that leads nowhere');
         this.#tally.entry('symlinks', place);
         await removeFile(path);
@@ -132,8 +133,9 @@ function permissions(entry: RawEntry): number {
   return entry.mode & 0o777;
 }
 
-function times(entry: RawEntry): [number, number] {
-  const seconds = Number(entry.seconds) + entry.nanoseconds / 1e9;
+/** As text: a number below 0 is the present to Node, not a time before 1970. */
+function times(entry: RawEntry): [string, string] {
+  const seconds = String(Number(entry.seconds) + entry.nanoseconds / 1e9);
   return [seconds, seconds];
 }
 

@@ -225,6 +225,7 @@ describe('a tree', () => {
     ['a folder named ..', [root, entry(S_IFDIR | 0o755, '..')]],
     ['a link named ../x', [root, entry(S_IFLNK | 0o777, '../x', '/')]],
     ['a root with a name', [...file('name')]],
+    ['a root that is a link', [entry(S_IFLNK | 0o777, '', '/etc/passwd'), end]],
     ['a leave before the root', [leave]],
     ['an end in a folder', [root, end]],
     ['a leave too many', [root, leave, leave]],
