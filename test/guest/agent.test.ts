@@ -64,6 +64,22 @@ describeKvm('the agent in the default guest', () => {
     expect((await machine.exec('hostname')).stdout).toBe('renamed\n');
   });
 
+  it('runs 100 one after the other, and 8 at once', { timeout: 3 * OPERATION }, async () => {
+    for (let i = 0; i < 100; i++) {
+      const { stdout } = await machine.exec('/bin/busybox', { args: ['echo', String(i)] });
+      expect(stdout).toBe(`${i}\n`);
+    }
+    const codes = Array.from({ length: 8 }, (_, i) => machine.exec(`sleep 1; exit ${i}`));
+    expect((await Promise.all(codes)).map(({ code }) => code)).toEqual([0, 1, 2, 3, 4, 5, 6, 7]);
+  });
+
+  it('ends by signals, its own and those that are sent', { timeout: OPERATION }, async () => {
+    expect(await machine.exec('kill -SEGV $$')).toMatchObject({ code: null, signal: 'SIGSEGV' });
+    const sleeper = await machine.spawn('sleep', { args: ['1000'] });
+    await sleeper.kill('SIGUSR1');
+    expect(await sleeper.exited).toEqual({ code: null, signal: 'SIGUSR1' });
+  });
+
   it('sets the clock', { timeout: OPERATION }, async () => {
     await machine.exec('date -s 2001-01-01');
     await machine.syncTime();

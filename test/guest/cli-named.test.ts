@@ -10,6 +10,7 @@ import { guestProgram } from '../support/guest-program.js';
 import { describeKvm } from '../support/kvm.js';
 import { Pty } from '../support/pty.js';
 import { temporaryFolder } from '../support/temporary-folder.js';
+import { Tmux } from '../support/tmux.js';
 
 const folder = temporaryFolder();
 const runtime = join(folder, 'runtime');
@@ -341,6 +342,31 @@ describeKvm('in a machine with the agent', () => {
       code: 4,
       stdout: expect.stringMatching(/not a tty\n$/),
     });
+  });
+
+  test('an editor in a shell in tmux: keys, screen, size, and the terminal afterwards', {
+    timeout: 200_000,
+  }, async () => {
+    using terminal = new Tmux(90, 25);
+    await terminal.type(`${process.execPath} ${cliPath} shell web`, 'Enter');
+    await terminal.shows(/^~ # *$/m);
+    await terminal.type('vi /tmp/note', 'Enter');
+    await terminal.shows(/^- \/tmp\/note/m);
+    await terminal.type('i', 'written in tmux', 'Escape');
+    await delay(1000); // an escape by itself
+    await terminal.type(':wq', 'Enter');
+    await terminal.shows(/^~ # *$/m);
+    terminal.resize(100, 30);
+    await terminal.type('clear; stty size; cat /tmp/note', 'Enter');
+    await terminal.shows(/^30 100\nwritten in tmux\n~ # *$/m);
+    await terminal.type('sleep 1000', 'Enter');
+    await delay(2000); // until it sleeps
+    await terminal.type('C-c');
+    await terminal.shows(/\^C\n~ # *$/m);
+    await terminal.type('exit 6', 'Enter');
+    await terminal.shows(/^# *$/m);
+    await terminal.type('echo "code $?"; stty -a | grep -o " icanon"', 'Enter');
+    await terminal.shows(/^code 6\n icanon/m);
   });
 
   test('a terminal is restored whatever ends it', { timeout: 120_000 }, async () => {
