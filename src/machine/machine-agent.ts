@@ -25,6 +25,7 @@ export class MachineAgent {
   readonly #listener: VsockListener;
   /** Settled while the agent is there. */
   #there: Deferred<void> = deferred();
+  #over = false;
 
   /** @param check throws where it is no use to wait. */
   constructor(vsock: Vsock, check: () => void) {
@@ -58,6 +59,7 @@ export class MachineAgent {
 
   /** The machine has ended. */
   close(error: Error): void {
+    this.#over = true;
     this.#there.reject(error);
     this.#there = deferred();
     this.#there.reject(error);
@@ -74,8 +76,11 @@ export class MachineAgent {
   async #greeted(stream: Parameters<typeof readGreeting>[0]): Promise<void> {
     try {
       const { closed } = await readGreeting(stream);
-      const there = this.#there;
+      if (this.#over) return;
+      const there = deferred<void>(); // a new one: that of before may have been rejected
       there.resolve();
+      this.#there.resolve();
+      this.#there = there;
       await closed;
       if (this.#there === there) this.#there = deferred(); // it says so when it is there again
     } catch (error) {
