@@ -19,6 +19,13 @@ const DOORBELL = new Uint8Array(new BigUint64Array([1n]).buffer);
 /** Bytes of a stream that wait for the program. */
 const READ_AHEAD = 64 * 1024;
 
+/** What rings the doorbells of all threads. One listener: Node warns of more than ten. */
+const stopAtExit = new Set<() => void>();
+
+function onExit(): void {
+  for (const stop of stopAtExit) stop();
+}
+
 type Request = Omit<ControlRequest, 'id'>;
 
 /** What a thread says unasked. */
@@ -97,11 +104,13 @@ export class ThreadLink {
     worker.on('message', (message: MachineMessage) => this.#receive(message, onNotice));
     worker.on('error', (error) => this.#fail(crashed(error)));
     // process.exit() waits for every Worker, and one inside KVM_RUN only leaves it when its doorbell rings.
-    const stopAtExit = () => this.#send({ command: 'stop' });
-    process.on('exit', stopAtExit);
+    const stop = () => this.#send({ command: 'stop' });
+    if (stopAtExit.size === 0) process.on('exit', onExit);
+    stopAtExit.add(stop);
     this.#exited = new Promise((resolve) => {
       worker.on('exit', (code) => {
-        process.removeListener('exit', stopAtExit);
+        stopAtExit.delete(stop);
+        if (stopAtExit.size === 0) process.removeListener('exit', onExit);
         this.#fail(crashed(new Error(`it exited with code ${code}`)));
         this.#closeDescriptors();
         resolve();

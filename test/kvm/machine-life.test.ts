@@ -106,6 +106,17 @@ describeKvm('a machine', () => {
     expect(await machine.metrics()).toMatchObject({ state: 'ended' });
   });
 
+  test('is one of many without a warning of Node’s', async () => {
+    const warnings: Error[] = [];
+    const onWarning = (warning: Error) => warnings.push(warning);
+    process.on('warning', onWarning);
+    const machines = await Promise.all(Array.from({ length: 12 }, () => create(SPIN)));
+    expect(process.listenerCount('exit')).toBeLessThan(10);
+    await Promise.all(machines.map((machine) => machine.close()));
+    process.off('warning', onWarning);
+    expect(warnings).toEqual([]);
+  });
+
   test('that nobody watches prints as much as it likes; who asks later gets what was printed last', async () => {
     const rounds = 150;
     const line = `${'-'.repeat(998)}.\n`;
