@@ -123,7 +123,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     this.#ended = link.ended.then(
       (end) => {
         this.#over(this.#whyEnded(end));
-        this.emit('end', end);
+        tell(() => this.emit('end', end));
         return end;
       },
       (error: Error) => {
@@ -447,7 +447,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   #setState(state: MachineState): void {
     if (this.#state === state || this.#state === 'ended') return;
     this.#state = state;
-    this.emit('state', state);
+    tell(() => this.emit('state', state));
   }
 
   #take(stream: Duplex): Duplex {
@@ -461,6 +461,17 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     if (port) return port;
     const names = this.#ports.map((port) => port.name).join(', ');
     throw new UsageError(`there is no console port '${name}'; this machine has ${names || 'none'}`);
+  }
+}
+
+/** Calls listeners. What they throw is theirs: it does not make an operation of the machine fail, and is not lost. */
+function tell(emit: () => void): void {
+  try {
+    emit();
+  } catch (error) {
+    process.nextTick(() => {
+      throw error;
+    });
   }
 }
 

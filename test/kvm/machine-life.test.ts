@@ -106,6 +106,25 @@ describeKvm('a machine', () => {
     expect(await machine.metrics()).toMatchObject({ state: 'ended' });
   });
 
+  test('ends as it does although a listener throws, whose error is not lost', async () => {
+    await using machine = await create(SPIN);
+    const thrown: Error[] = [];
+    const catching = process.listeners('uncaughtException');
+    process.removeAllListeners('uncaughtException').on('uncaughtException', (error) => thrown.push(error));
+    machine.on('state', () => {
+      if (machine.state === 'ended') throw new Error('state');
+    });
+    machine.on('end', () => {
+      throw new Error('end');
+    });
+    await machine.start();
+    expect(await machine.stop()).toMatchObject({ reason: 'stopped' });
+    await delay(10);
+    process.removeAllListeners('uncaughtException');
+    for (const listener of catching) process.on('uncaughtException', listener);
+    expect(thrown.map(({ message }) => message)).toEqual(['state', 'end']);
+  });
+
   test('is one of many without a warning of Node’s', async () => {
     const warnings: Error[] = [];
     const onWarning = (warning: Error) => warnings.push(warning);
