@@ -1,6 +1,7 @@
 import { Socket, type SocketConstructorOpts } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { Worker } from 'node:worker_threads';
+import { atExit } from '../at-exit.js';
 import { errnoName, errorFromData, MachineError, TsvisorError } from '../errors.js';
 import { addon } from '../kvm/addon.js';
 import { type Deferred, deferred } from './deferred.js';
@@ -18,13 +19,6 @@ const DOORBELL = new Uint8Array(new BigUint64Array([1n]).buffer);
 
 /** Bytes of a stream that wait for the program. */
 const READ_AHEAD = 64 * 1024;
-
-/** What rings the doorbells of all threads. One listener: Node warns of more than ten. */
-const stopAtExit = new Set<() => void>();
-
-function onExit(): void {
-  for (const stop of stopAtExit) stop();
-}
 
 type Request = Omit<ControlRequest, 'id'>;
 
@@ -104,13 +98,10 @@ export class ThreadLink {
     worker.on('message', (message: MachineMessage) => this.#receive(message, onNotice));
     worker.on('error', (error) => this.#fail(crashed(error)));
     // process.exit() waits for every Worker, and one inside KVM_RUN only leaves it when its doorbell rings.
-    const stop = () => this.#send({ command: 'stop' });
-    if (stopAtExit.size === 0) process.on('exit', onExit);
-    stopAtExit.add(stop);
+    const forget = atExit(() => this.#send({ command: 'stop' }));
     this.#exited = new Promise((resolve) => {
       worker.on('exit', (code) => {
-        stopAtExit.delete(stop);
-        if (stopAtExit.size === 0) process.removeListener('exit', onExit);
+        forget();
         this.#fail(crashed(new Error(`it exited with code ${code}`)));
         this.#closeDescriptors();
         resolve();

@@ -3,6 +3,7 @@ import { createConnection, createServer, type Server, type Socket } from 'node:n
 import { dirname } from 'node:path';
 import { type Duplex, pipeline } from 'node:stream';
 import { isMainThread } from 'node:worker_threads';
+import { atExit } from '../../at-exit.js';
 import { TsvisorError } from '../../errors.js';
 
 /** Bytes of a Unix socket's path (struct sockaddr_un); Node cuts longer ones. */
@@ -24,6 +25,7 @@ export class HybridSocket {
   /** Those that are not connected to the guest yet; the others end with their connection. */
   readonly #clients = new Set<Socket>();
   readonly #remove = () => rmSync(this.#path, { force: true });
+  #forget = () => {};
 
   private constructor(path: string, connect: (port: number) => Promise<Duplex & { localPort: number }>) {
     this.#path = path;
@@ -53,7 +55,7 @@ export class HybridSocket {
 
   /** Removes the socket; who is connected to the guest stays so. */
   close(): void {
-    process.removeListener('exit', this.#remove);
+    this.#forget();
     this.#server.close();
     this.#remove();
     for (const client of this.#clients) client.destroy();
@@ -73,7 +75,7 @@ export class HybridSocket {
       const mask = isMainThread ? process.umask(0o177) : undefined;
       try {
         this.#server.listen(path, () => {
-          process.once('exit', this.#remove);
+          this.#forget = atExit(this.#remove);
           resolve();
         }); // makes the path at once
       } finally {
