@@ -340,10 +340,13 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
 
   /** Counters and times; also of a machine that has ended. */
   async metrics(): Promise<MachineMetrics> {
-    const { final } = this.#link;
-    if (final) return { state: 'ended', ...final.stats };
-    const { state, stats } = await this.#link.request({ command: 'query' });
-    return { state, ...stats };
+    const link = this.#link;
+    const asked = link.final ? undefined : link.request({ command: 'query' });
+    const answer = await asked?.catch((error) => {
+      if (!link.final) throw error; // otherwise it ended before it could answer
+    });
+    if (answer) return { state: answer.state, ...answer.stats };
+    return { state: 'ended', ...(link.final as NonNullable<typeof link.final>).stats };
   }
 
   /**

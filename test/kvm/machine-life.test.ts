@@ -106,6 +106,14 @@ describeKvm('a machine', () => {
     expect(await machine.metrics()).toMatchObject({ state: 'ended' });
   });
 
+  test('that ends while it is asked what it does tells that', async () => {
+    await using machine = await create('mov dx, 0xf4; mov al, 7; out dx, al; spin: jmp spin');
+    await machine.start();
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300); // it ends, and this thread has not heard of it
+    expect(machine.state).toBe('running');
+    expect(await machine.metrics()).toMatchObject({ state: 'ended' });
+  });
+
   test('ends as it does although a listener throws, whose error is not lost', async () => {
     await using machine = await create(SPIN);
     const thrown: Error[] = [];
