@@ -23,9 +23,9 @@ export interface SpawnOptions {
   readonly tty?: boolean | (ConsoleSize & { readonly term?: string });
   /** The process goes on when the connection to it is lost, and when this program ends. Default false. */
   readonly detached?: boolean;
-  /** Milliseconds after which the process group is ended, with ERR_TIMEOUT. */
+  /** Milliseconds after which the process group is ended, with ERR_TIMEOUT; of exec(), with all of its output. */
   readonly timeout?: number;
-  /** Ends the process group; with the reason. */
+  /** Ends the process group, with the reason; once that has exited, what is left of its output. */
   readonly signal?: AbortSignal;
 }
 
