@@ -133,8 +133,9 @@ export class ThreadLink {
 
   /** Ends the machine, then its thread, and releases everything. */
   async close(): Promise<void> {
-    if (!this.building && !this.over) await this.request({ command: 'stop' }).catch(() => {});
-    if (!this.building) await this.ended.catch(() => {}); // its disks are closed then
+    if (!this.over) this.request({ command: 'stop' }).catch(() => {});
+    // Its disks are closed then. A thread that is still building does not listen; one that has just built wakes up.
+    if (!this.building) await this.ended.catch(() => {});
     await this.#worker?.terminate();
     await this.#exited;
     this.#closeDescriptors();

@@ -218,6 +218,17 @@ describeKvm('an AbortSignal', () => {
     expect(after.threads).toBe(before.threads);
   });
 
+  test('keeps a machine from being made that is made, which this thread has not heard yet', async () => {
+    const reason = new Error('too late');
+    const controller = new AbortController();
+    const made = create(SPIN, {}, { signal: controller.signal });
+    made.catch(() => {});
+    await delay(20);
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000);
+    controller.abort(reason);
+    await expect(made).rejects.toBe(reason);
+  });
+
   test('keeps a machine from being made whose device does not load', async () => {
     const reason = new Error('it takes too long');
     const devices = [{ module: new URL('./modules/never-loads.js', import.meta.url), name: 'never' }];
