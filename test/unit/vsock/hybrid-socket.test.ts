@@ -181,10 +181,10 @@ test('only this user may connect, and the path is there as long as the machine',
   expect(statSync(join(folder, 'lax')).mode & 0o777).toBe(0o600);
   expect(process.umask(mask)).toBe(0);
   const { socket } = await connected();
-  const before = process.listenerCount('exit');
+  const before = process.listenerCount('exit'); // one for all
   lax.close(new Error('over'));
   guest.host.close(new Error('over'));
-  expect(process.listenerCount('exit')).toBe(before - 2);
+  expect(process.listenerCount('exit')).toBe(before - 1);
   expect([existsSync(path), existsSync(join(folder, 'lax'))]).toEqual([false, false]);
   guest.channel.destroy();
   expect(await ended(socket)).toHaveLength(0);
