@@ -1,6 +1,7 @@
 import { MemoryError, UsageError } from '../errors.js';
 import type { ConfigWithImages } from './default-guest.js';
 import { type DeviceConfig, type DeviceOptions, resolveDevices } from './device-config.js';
+import { checkFields, type FieldsOf } from './fields.js';
 import { PAGE_SIZE } from './layout.js';
 
 /** What a machine is made of. */
@@ -55,6 +56,31 @@ export const DEFAULT_MEMORY = 64 * MiB;
 const MIN_MEMORY = 2 * MiB;
 const MAX_MEMORY = 2 ** 40;
 
+const FIELDS: FieldsOf<MachineConfig> = {
+  kernel: true,
+  initrd: true,
+  append: true,
+  memory: true,
+  cpus: true,
+  onReset: true,
+  serial: true,
+  console: true,
+  agent: true,
+  terminal: true,
+  drives: true,
+  networks: true,
+  consolePorts: true,
+  rng: true,
+  vsock: true,
+  devices: true,
+  acpi: true,
+};
+
+/** What can be said before a default guest is built for it. @throws UsageError when it has a field that does not exist. */
+export function checkConfig(config: MachineConfig): void {
+  checkFields(config, '', FIELDS);
+}
+
 /** Checks every field and fills in the defaults. @throws UsageError or MemoryError that names the field. */
 export function resolveConfig(config: ConfigWithImages): ResolvedConfig {
   const { kernel, initrd, append = '', memory = DEFAULT_MEMORY, cpus = 1, onReset = 'restart', serial = true } = config;
@@ -72,6 +98,7 @@ export function resolveConfig(config: ConfigWithImages): ResolvedConfig {
   if (cpus !== 1) throw new UsageError(`cpus: ${cpus} asked for, but this version runs machines of one vCPU`);
   if (onReset !== 'restart' && onReset !== 'end')
     throw new UsageError(`onReset: ${onReset} is neither restart nor end`);
+  if (typeof serial !== 'boolean') throw new UsageError(`serial: ${serial} is neither true nor false`);
   const { terminal } = config;
   const { agent = false, agentProgram } = config;
   if (typeof agent !== 'boolean') throw new UsageError(`agent: ${agent} is neither true nor false`);

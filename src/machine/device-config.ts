@@ -3,6 +3,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 import type { Flow } from '../backends/user-network/flow.js';
 import type { HostForward } from '../backends/user-network/host-forward.js';
 import { UsageError } from '../errors.js';
+import { checkFields, checkList, type FieldsOf } from './fields.js';
 import { MAX_VIRTIO_DEVICES } from './layout.js';
 
 /** A virtio-blk drive. */
@@ -158,9 +159,30 @@ const MAX_NAME = 64;
 const NAME = /^[A-Za-z0-9._-]{1,64}$/;
 const MAC = /^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i;
 
+const DRIVE: FieldsOf<DriveConfig> = {
+  file: true,
+  readOnly: true,
+  cache: true,
+  id: true,
+  overlay: true,
+  onError: true,
+};
+const NETWORK: FieldsOf<NetworkConfig> = { type: true, mac: true, name: true, hostForwards: true, allow: true };
+const FORWARD: FieldsOf<HostForward> = {
+  protocol: true,
+  hostAddress: true,
+  hostPort: true,
+  guestAddress: true,
+  guestPort: true,
+};
+const PORT: FieldsOf<ConsolePortConfig> = { name: true, console: true };
+const DEVICE: FieldsOf<DeviceModule> = { module: true, export: true, name: true, options: true };
+const VSOCK: FieldsOf<VsockConfig> = { cid: true, socket: true };
+
 /** Checks the devices and fills in the defaults. @throws UsageError that names the field. */
 export function resolveDevices(options: DeviceOptions): DeviceConfig {
-  const { drives = [], networks = [], consolePorts = [], acpi = 'auto' } = options;
+  const { drives = [], networks = [], consolePorts = [], devices = [], acpi = 'auto' } = options;
+  for (const [name, list] of Object.entries({ drives, networks, consolePorts, devices })) checkList(list, name);
   if (!['auto', 'on', 'off'].includes(acpi)) throw new UsageError(`acpi: ${acpi} is not auto, on or off`);
   const resolved = {
     drives: drives.map(resolveDrive),
@@ -168,7 +190,7 @@ export function resolveDevices(options: DeviceOptions): DeviceConfig {
     consolePorts: resolvePorts(consolePorts),
     rng: resolveRng(options.rng),
     vsock: resolveVsock(options.vsock),
-    devices: resolveModules(options.devices ?? []),
+    devices: resolveModules(devices),
     acpi,
   };
   const count = virtioDeviceCount(resolved);
@@ -184,8 +206,10 @@ export function virtioDeviceCount({ drives, networks, consolePorts, rng, vsock }
 }
 
 function resolveDrive(drive: DriveConfig, index: number): ResolvedDrive {
-  const { file, readOnly = false, cache = 'writeback', id = String(index), overlay, onError = 'report' } = drive;
   const field = `drives[${index}]`;
+  checkFields(drive, field, DRIVE);
+  const { file, readOnly = false, cache = 'writeback', id = String(index), overlay, onError = 'report' } = drive;
+  if (typeof readOnly !== 'boolean') throw new UsageError(`${field}.readOnly: ${readOnly} is neither true nor false`);
   for (const [name, path] of [
     ['file', file],
     ['overlay', overlay ?? '-'],
@@ -209,11 +233,18 @@ function resolveDrive(drive: DriveConfig, index: number): ResolvedDrive {
 
 function resolveNetwork(network: NetworkConfig, index: number): ResolvedNetwork {
   const field = `networks[${index}]`;
+  checkFields(network, field, NETWORK);
   // Locally administered, QEMU's prefix: one for each device of a machine.
   const { type, mac = `52:54:00:12:34:${(0x56 + index).toString(16)}` } = network;
   if (typeof mac !== 'string' || !MAC.test(mac))
     throw new UsageError(`${field}.mac: '${mac}' is not like 52:54:00:12:34:56`);
   if (Number.parseInt(mac.slice(0, 2), 16) & 1) throw new UsageError(`${field}.mac: ${mac} is a group address`);
+  if (type === 'user') {
+    const { allow, hostForwards = [] } = network;
+    if (allow !== undefined && typeof allow !== 'function') throw new UsageError(`${field}.allow: must be a function`);
+    checkList(hostForwards, `${field}.hostForwards`);
+    for (const [at, forward] of hostForwards.entries()) checkFields(forward, `${field}.hostForwards[${at}]`, FORWARD);
+  }
   if (type === 'user' || type === 'frames') return { mac, type, tap: undefined };
   if (type !== 'tap') throw new UsageError(`${field}.type: ${type} is not tap, user or frames`);
   const { name } = network;
@@ -227,7 +258,9 @@ function resolveNetwork(network: NetworkConfig, index: number): ResolvedNetwork 
 function resolvePorts(ports: readonly ConsolePortConfig[]): Required<ConsolePortConfig>[] {
   if (ports.length > MAX_CONSOLE_PORTS) throw new UsageError(`consolePorts: at most ${MAX_CONSOLE_PORTS}`);
   const names = new Set<string>();
-  return ports.map(({ name, console = false }, index) => {
+  return ports.map((port, index) => {
+    checkFields(port, `consolePorts[${index}]`, PORT);
+    const { name, console = false } = port;
     checkName(name, `consolePorts[${index}].name`, names);
     return { name, console };
   });
@@ -235,8 +268,10 @@ function resolvePorts(ports: readonly ConsolePortConfig[]): Required<ConsolePort
 
 function resolveModules(modules: readonly DeviceModule[]): ResolvedDevice[] {
   const names = new Set<string>();
-  return modules.map(({ module, export: exportName = 'default', name, options }, index) => {
+  return modules.map((device, index) => {
     const field = `devices[${index}]`;
+    checkFields(device, field, DEVICE);
+    const { module, export: exportName = 'default', name, options } = device;
     const url = moduleUrl(module);
     if (!url) throw new UsageError(`${field}.module: '${module}' is neither a path nor a file: URL`);
     if (typeof exportName !== 'string' || exportName === '') throw new UsageError(`${field}.export: must be a name`);
@@ -254,8 +289,8 @@ function resolveModules(modules: readonly DeviceModule[]): ResolvedDevice[] {
 
 function moduleUrl(module: string | URL): URL | undefined {
   if (module === '' || !(typeof module === 'string' || module instanceof URL)) return undefined;
-  const url =
-    typeof module === 'string' && !module.startsWith('file:') ? pathToFileURL(module) : parseUrl(String(module));
+  const isPath = typeof module === 'string' && !/^(file|data|node|https?):/.test(module);
+  const url = isPath ? pathToFileURL(module) : parseUrl(String(module));
   return url?.protocol === 'file:' && url.hostname === '' ? url : undefined;
 }
 
@@ -273,6 +308,7 @@ function checkName(name: string, field: string, taken: Set<string>): void {
 
 function resolveRng(rng: DeviceOptions['rng']): { bytesPerSecond: number } | undefined {
   if (!rng) return undefined;
+  if (rng !== true) checkFields(rng, 'rng', { bytesPerSecond: true });
   const bytesPerSecond = rng === true ? DEFAULT_RNG_RATE : rng.bytesPerSecond;
   if (!(bytesPerSecond >= 1 && bytesPerSecond <= 2 ** 31)) {
     throw new UsageError(`rng.bytesPerSecond: ${bytesPerSecond} is not a number from 1 to 2^31`);
@@ -282,6 +318,7 @@ function resolveRng(rng: DeviceOptions['rng']): { bytesPerSecond: number } | und
 
 function resolveVsock(vsock: DeviceOptions['vsock']): ResolvedVsock | undefined {
   if (!vsock) return undefined;
+  if (vsock !== true) checkFields(vsock, 'vsock', VSOCK);
   const { cid = DEFAULT_CID, socket } = vsock === true ? {} : vsock;
   // 0, 1 and 2^32 - 1 are reserved, 2 is the host (virtio 1.2 section 5.10.4).
   if (!(Number.isInteger(cid) && cid >= DEFAULT_CID && cid < 2 ** 32 - 1)) {

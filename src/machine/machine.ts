@@ -9,7 +9,7 @@ import type { HostForward } from '../backends/user-network/host-forward.js';
 import type { Vsock } from '../backends/vsock/vsock.js';
 import type { VsockHost } from '../backends/vsock/vsock-host.js';
 import { AgentError, DriveError, MachineError, TsvisorError, UsageError } from '../errors.js';
-import { type MachineConfig, type ResolvedConfig, resolveConfig } from './config.js';
+import { checkConfig, type MachineConfig, type ResolvedConfig, resolveConfig } from './config.js';
 import { ConsoleTail } from './console-tail.js';
 import { withDefaultGuest } from './default-guest.js';
 import { type DeviceHandle, DeviceHandles } from './device-handle.js';
@@ -170,6 +170,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   static async create(config: MachineConfig = {}, options: MachineOptions = {}): Promise<Machine> {
     const { signal } = options;
     signal?.throwIfAborted();
+    checkConfig(config);
     const resolved = resolveConfig(await withDefaultGuest(config, options.onLog));
     const networks = await UserNetworks.open(config.networks ?? []);
     let machine: Machine | undefined;
@@ -260,20 +261,23 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     return this.#ask(({ agent }) => agent.syncTime());
   }
 
-  /** Runs the guest from its entry point. */
+  /** Runs the guest from its entry point. @throws TsvisorError ERR_MACHINE_STATE when it was started before. */
   async start(): Promise<void> {
+    this.#mustBe('created', 'start');
     await this.#link.request({ command: 'start' });
     this.#setState('running');
   }
 
-  /** Stops the vCPU where it is; devices too. Resolves when it has stopped. */
+  /** Stops the vCPU where it is; devices too. Resolves when it has stopped. @throws TsvisorError ERR_MACHINE_STATE */
   async pause(): Promise<void> {
+    this.#mustBe('running', 'pause');
     await this.#link.request({ command: 'pause' });
     this.#setState('paused');
   }
 
-  /** Goes on after pause(). */
+  /** Goes on after pause(). @throws TsvisorError ERR_MACHINE_STATE when it is not paused. */
   async resume(): Promise<void> {
+    this.#mustBe('paused', 'resume');
     await this.#link.request({ command: 'resume' });
     this.#setState('running');
   }
@@ -397,6 +401,12 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   #mustRun(): void {
     if (this.#state !== 'created') return;
     throw new TsvisorError('ERR_MACHINE_STATE', 'the machine has not been started; call start() first');
+  }
+
+  /** @throws TsvisorError; that the machine has ended, request() tells. */
+  #mustBe(state: MachineState, command: string): void {
+    if (this.#state === state || this.#state === 'ended') return;
+    throw new TsvisorError('ERR_MACHINE_STATE', `the machine is ${this.#state}, not ${state}: it cannot ${command}`);
   }
 
   /** Asks the guest; what fails is told with what the guest said last. */

@@ -102,7 +102,10 @@ describeKvm('a machine', () => {
     const spin = guestProgram('again: in al, 0x80; jmp again');
     await using machine = await Machine.create({ kernel: spin, memory: 4 * MiB });
     expect((await machine.metrics()).state).toBe('created');
+    await expect(machine.pause()).rejects.toMatchObject({ code: 'ERR_MACHINE_STATE' });
+    await expect(machine.resume()).rejects.toMatchObject({ code: 'ERR_MACHINE_STATE' });
     await machine.start();
+    await expect(machine.start()).rejects.toThrow('the machine is running, not created: it cannot start');
     await delay(20);
     await machine.pause();
     const before = await machine.metrics();
