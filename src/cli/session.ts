@@ -143,12 +143,15 @@ export class Session {
     if (this.#stopping === 'at once') return;
     this.#stopping = 'at once';
     this.#stopCode ??= code;
-    void this.#machine.stop().then(() => this.#stopped.resolve(), this.#stopped.reject);
-    setTimeout(() => {
+    const impatience = setTimeout(() => {
       this.#restoreTerminal();
       for (const connection of this.#connections) connection.close();
       process.kill(process.pid, 'SIGKILL'); // process.exit() would wait for the thread that does not answer
     }, STOP_GRACE).unref();
+    void this.#machine
+      .stop()
+      .then(() => this.#stopped.resolve(), this.#stopped.reject)
+      .finally(() => clearTimeout(impatience));
   }
 
   #onSignal(code: number): void {
