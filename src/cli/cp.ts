@@ -3,7 +3,7 @@ import { basename, join, posix, resolve } from 'node:path';
 import type { ArgumentsCamelCase, Argv } from 'yargs';
 import type { Agent } from '../agent/agent.js';
 import type { CopyOptions, CopySummary } from '../agent/copy.js';
-import { GuestError, UsageError } from '../errors.js';
+import { GuestError, TsvisorError, UsageError } from '../errors.js';
 import { agentOf } from './machines/agent-client.js';
 import { checkName } from './machines/machine-folder.js';
 import { Progress } from './progress.js';
@@ -38,9 +38,8 @@ export async function handler({ source, target }: CpArguments): Promise<void> {
     signal,
     onProgress: ({ files, bytes, path }) => progress.update(`${path || source}: ${files} files, ${formatSize(bytes)}`),
   };
-  const { skipped } = await (from.machine === undefined
-    ? copyIn(agent, from.path, to.path, options)
-    : copyOut(agent, from.path, to.path, options));
+  const copy = from.machine === undefined ? copyIn : copyOut;
+  const { skipped } = await copy(agent, from.path, to.path, options).catch(hostError);
   progress[Symbol.dispose]();
   if (skipped > 0) process.stderr.write(`tsvisor: ${skipped} devices, sockets or FIFOs were left out\n`);
 }
@@ -84,6 +83,12 @@ function parsePlace(text: string): Place {
   const path = text.slice(colon + 1);
   if (path === '') throw new UsageError(`cp: ${text} has no path; write ${text}/ for the root of its files`);
   return { machine: checkName(text.slice(0, colon)), path };
+}
+
+/** @throws TsvisorError ERR_OUTPUT for what this host's files refuse. */
+function hostError(error: unknown): never {
+  const refused = error instanceof Error && 'syscall' in error && 'errno' in error;
+  throw refused ? new TsvisorError('ERR_OUTPUT', `cp: ${error.message}`) : error;
 }
 
 function missing(path: string): never {

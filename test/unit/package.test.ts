@@ -32,7 +32,7 @@ beforeAll(() => {
   const output = execFileSync('npm', ['pack', '--json', '--pack-destination', folder], { encoding: 'utf8' });
   [packed] = JSON.parse(output.slice(output.indexOf('[\n'))) as [Packed];
   mkdirSync(project);
-  write('package.json', '{ "private": true }');
+  write('package.json', '{ "private": true, "version": "9.9.9" }');
   const install = run('npm', 'install', '--no-audit', '--no-fund', '--prefer-offline', join(folder, packed.filename));
   if (install.status !== 0) throw new Error(install.stderr);
 }, 240_000);
@@ -41,7 +41,7 @@ describe('the package', () => {
   test('holds what it needs and no more', () => {
     const paths = packed.files.map(({ path }) => path);
     for (const path of paths) {
-      expect(path).toMatch(/^(addon|bin|dist|guest-images)\/|^(LICENSE|README\.md|package\.json)$/);
+      expect(path).toMatch(/^(addon|bin|dist|docs|guest-images)\/|^(LICENSE|README\.md|package\.json)$/);
       expect(path).not.toMatch(/\.map$|\.stamp|^addon\/build|\btest\b/);
     }
     const { exports, bin } = JSON.parse(readFileSync('package.json', 'utf8'));
@@ -71,6 +71,11 @@ describe('the package', () => {
     expect(stdout).toMatch(/\/dev\/kvm/);
     expect([0, 69, 77]).toContain(status);
     if (existsSync('/dev/kvm')) expect(status).toBe(0);
+  });
+
+  test('tells its own version, not the project’s', () => {
+    const { version } = JSON.parse(readFileSync('package.json', 'utf8'));
+    expect(run('npx', '--no-install', 'tsvisor', '--version').stdout).toBe(`${version}\n`);
   });
 
   test('builds the same guests', async () => {
