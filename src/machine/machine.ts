@@ -423,8 +423,11 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
 
   /** An agent that is lost may be the first sign of a guest that powers off. @throws why the machine has ended, if it has. */
   async #awaitEnd(agent: MachineAgent): Promise<void> {
-    const back = agent.ready({ timeout: END_GRACE }).catch(() => {});
-    const end = await Promise.race([this.wait(), back]);
+    const late = AbortSignal.timeout(END_GRACE);
+    const tooLate = new Promise<void>((resolve) => late.addEventListener('abort', () => resolve()));
+    // Of an agent that is being killed the command's connection may go first: only one that answers is there.
+    const answers = agent.ready({ signal: late }).then(() => agent.agent.ping({ signal: late }));
+    const end = await Promise.race([this.wait(), answers.catch(() => tooLate), tooLate]);
     if (end) throw this.#whyEnded(end);
   }
 

@@ -68,6 +68,12 @@ describeKvm('a machine with which something is wrong', () => {
     expect(failed.console).toContain('Kernel panic - not syncing: sysrq triggered crash');
   });
 
+  test('it powers off under a command', { timeout: BOOT }, async () => {
+    const failed = await fail({}, (machine) => machine.exec('poweroff; sleep 60'));
+    leavesNothing();
+    expect(failed).toMatchObject({ code: 'ERR_MACHINE_ENDED', end: 'guest-shutdown' });
+  });
+
   test('its thread dies', { timeout: BOOT }, async () => {
     const devices = [{ module: new URL('../kvm/modules/dies.js', import.meta.url), name: 'dies' }];
     const failed = await fail({ devices }, async (machine) => {
