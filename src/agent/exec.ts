@@ -66,6 +66,7 @@ export function execRequest(command: string, options: SpawnOptions): Buffer {
     if (name === '' || name.includes('=')) throw new UsageError(`env: '${name}' is no name of a variable`);
     return `${name}=${value}`;
   });
+  if (!words.every((word) => typeof word === 'string')) throw new UsageError('command and args: must be text');
   const size = [...words, ...pairs].reduce((sum, text) => sum + Buffer.byteLength(text) + 1, 0);
   if (size > MAX_ARGUMENTS) {
     throw new UsageError(`args and env have ${size} bytes; at most ${MAX_ARGUMENTS} are possible; use stdin or a file`);

@@ -98,6 +98,7 @@ export class FrameWriter {
 
   /** Text without NUL, or the bytes of a name. @param what names it in the UsageError. */
   string(value: string | Uint8Array, what: string, limit = MAX_PATH): this {
+    if (typeof value !== 'string' && !(value instanceof Uint8Array)) throw new UsageError(`${what}: must be text`);
     const bytes = Buffer.from(value as Uint8Array);
     if (bytes.includes(0)) throw new UsageError(`${what}: contains a NUL character`);
     if (bytes.length > limit) throw new UsageError(`${what}: has ${bytes.length} bytes; at most ${limit} are possible`);

@@ -199,6 +199,8 @@ describe('exec', () => {
     [{ env: { 'A=B': '' } }, 'A=B'],
     [{ env: { A: 'x\0y' } }, 'NUL'],
     [{ args: ['\0'] }, 'NUL'],
+    [{ args: [5 as unknown as string] }, 'must be text'],
+    [{ user: 1000 as unknown as string }, 'user: must be text'],
     [{ cwd: '/'.repeat(5000) }, 'cwd'],
     [{ tty: { rows: -1, columns: 1 } }, 'rows'],
     [{ maxBuffer: -1 }, 'maxBuffer'],
