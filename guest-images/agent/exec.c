@@ -109,6 +109,15 @@ static volatile struct {
 	const char *subject;
 } failure;
 
+/* What an error is about, as "user nobody". */
+static const char *named(const char *kind, const char *name)
+{
+	static char text[32 + MAX_PATH];
+
+	strcat(strcpy(text, kind), " ");
+	return strncat(text, name, MAX_PATH);
+}
+
 static void give_up(const char *subject) __attribute__((noreturn));
 
 static void give_up(const char *subject)
@@ -139,9 +148,9 @@ static void become(const struct start *start)
 	if (user->uid != geteuid() || user->gid != getegid() || user->group_count > 1)
 		if (syscall(SYS_setgroups, user->group_count, user->groups) < 0 || syscall(SYS_setgid, user->gid) < 0 ||
 		    syscall(SYS_setuid, user->uid) < 0)
-			give_up(user->name);
+			give_up(named("user", user->name));
 	if (start->directory[0] ? chdir(start->directory) < 0 : chdir(user->home) < 0 && chdir("/") < 0)
-		give_up(start->directory[0] ? start->directory : user->home);
+		give_up(named("folder", start->directory[0] ? start->directory : user->home));
 	signal(SIGPIPE, SIG_DFL);
 	sigprocmask(SIG_SETMASK, &none, 0);
 	environ = start->environment;
@@ -527,7 +536,7 @@ void operate_exec(const struct frame *request)
 	start.arguments = arguments(&from);
 	count = get_u32(&from);
 	if (find_user(name, &user) < 0)
-		fail(name);
+		fail(named("user", name));
 	start.user = &user;
 	process.terminal = !!(flags & EXEC_TTY);
 	process.detached = !!(flags & EXEC_DETACHED);

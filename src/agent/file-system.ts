@@ -44,16 +44,17 @@ export class GuestFileSystem {
   }
 
   /** The contents of a file; more than `maxBytes` (default 64 MiB) reject with EFBIG. */
-  readFile(path: string, options: Abortable & { encoding: 'utf8'; maxBytes?: number }): Promise<string>;
+  readFile(path: string, options: 'utf8' | (Abortable & { encoding: 'utf8'; maxBytes?: number })): Promise<string>;
   readFile(path: string, options?: Abortable & { maxBytes?: number }): Promise<Buffer>;
   async readFile(
     path: string,
-    {
+    options: 'utf8' | (Abortable & { encoding?: 'utf8'; maxBytes?: number }) = {},
+  ): Promise<string | Buffer> {
+    const {
       signal,
       encoding,
       maxBytes = DEFAULT_MAX_BYTES,
-    }: Abortable & { encoding?: 'utf8' | undefined; maxBytes?: number } = {},
-  ): Promise<string | Buffer> {
+    } = options === 'utf8' ? { signal: undefined, encoding: options } : options;
     const bytes = new ByteQueue(); // the guest chooses how small its pieces are
     for await (const chunk of this.#read(path, signal)) {
       bytes.push(chunk);

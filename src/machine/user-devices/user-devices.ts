@@ -111,7 +111,7 @@ async function load(index: number, config: ResolvedDevice, services: UserDeviceS
   try {
     const device = new (Class as new (init: object) => VirtioDevice & MmioDevice)({ name, options, host });
     problem = (isVirtio ? UserVirtio : UserMmio).problem(device);
-    host.adopt(device);
+    if (!problem) host.adopt(device);
   } catch (error) {
     throw broken(`its constructor threw ${describe(error)}`, error);
   }

@@ -61,3 +61,11 @@ export class FineVirtio extends VirtioDevice {
 }
 
 export default MmioDevice;
+
+export class NoQueues extends VirtioDevice {
+  type = 4;
+  /** @type {any} */
+  queueSizes = undefined;
+
+  handleQueue() {}
+}

@@ -48,6 +48,7 @@ describe('files', () => {
     expect(readFileSync(path).equals(data)).toBe(true);
     await fs.writeFile(path, '');
     expect(await fs.readFile(path)).toHaveLength(0);
+    expect(await fs.readFile(path, 'utf8')).toBe('');
     await fs.writeFile(path, 'grüße');
     expect(await fs.readFile(path, { encoding: 'utf8' })).toBe('grüße');
     expect(readdirSync(here)).toEqual(['data']);

@@ -68,6 +68,7 @@ describe('a device that cannot be had is an error that names it, its module and 
     [{ module: WRONG, export: 'Throws', options: 5 }, /^its constructor threw RangeError: not with 5 \(at .*wrong\.js/],
     [{ module: WRONG, export: 'Large' }, /^size: 1073741824 is not/],
     [{ module: WRONG, export: 'NoType' }, /^type: 0 is not/],
+    [{ module: WRONG, export: 'NoQueues' }, /^queueSizes: must have/],
   ] as const) {
     test(`${device.module.split('/').at(-1)} ${'export' in device ? device.export : ''}`, async () => {
       const error = (await load([{ ...device, name: 'mine' }]).catch((error) => error)) as Error;
