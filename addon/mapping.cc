@@ -3,10 +3,28 @@
 #include <cerrno>
 #include <cstring>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "environment.h"
 
 namespace tsvisor {
+
+namespace {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kMaxRun = 256;  // pages written by one call
+
+bool IsZero(const uint8_t* page) {
+  auto* words = reinterpret_cast<const uint64_t*>(page);
+  for (size_t i = 0; i < kPage / sizeof(uint64_t); i += 16) {
+    uint64_t any = 0;
+    for (size_t j = 0; j < 16; j++) any |= words[i + j];
+    if (any != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 Pages::~Pages() { munmap(address, length); }
 
@@ -14,6 +32,8 @@ void Mapping::Init(Napi::Env env, Napi::Object exports) {
   Napi::Function constructor = DefineClass(env, "Mapping",
                                            {InstanceAccessor<&Mapping::Buffer>("buffer"),
                                             InstanceMethod<&Mapping::Advise>("advise"),
+                                            InstanceMethod<&Mapping::SavePages>("savePages"),
+                                            InstanceMethod<&Mapping::MapOver>("mapOver"),
                                             InstanceMethod<&Mapping::Unmap>("unmap")});
   Environment::Of(env).mappingConstructor = Napi::Persistent(constructor);
   exports.Set("Mapping", constructor);
@@ -44,6 +64,52 @@ Napi::Value Mapping::Advise(const Napi::CallbackInfo& info) {
   int result = 0;
   if (pages_ && madvise(pages_->address, pages_->length, info[0].As<Napi::Number>().Int32Value()) != 0) result = -errno;
   return Napi::Number::New(info.Env(), result);
+}
+
+Napi::Value Mapping::SavePages(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (!pages_) return Napi::Number::New(env, -EBADF);
+  int fd = info[0].As<Napi::Number>().Int32Value();
+  int64_t offset = info[1].As<Napi::Number>().Int64Value();
+  size_t count = pages_->length / kPage;
+  const uint8_t* wanted = nullptr;
+  if (info.Length() > 2) {
+    auto selection = info[2].As<Napi::Uint8Array>();
+    if (selection.ByteLength() < count) throw Napi::RangeError::New(env, "savePages: a byte for each page");
+    wanted = selection.Data();
+  }
+  auto* bytes = static_cast<const uint8_t*>(pages_->address);
+  auto take = [&](size_t page) { return wanted ? wanted[page] != 0 : !IsZero(bytes + page * kPage); };
+  int64_t total = 0;
+  for (size_t page = 0; page < count; page++) {
+    if (!take(page)) continue;
+    size_t end = page + 1;
+    while (end < count && end - page < kMaxRun && take(end)) end++;
+    size_t length = (end - page) * kPage;
+    for (size_t done = 0; done < length;) {
+      size_t at = page * kPage + done;
+      ssize_t n = pwrite(fd, bytes + at, length - done, offset + static_cast<int64_t>(at));
+      if (n < 0 && errno == EINTR) continue;
+      if (n <= 0) return Napi::Number::New(env, n < 0 ? -errno : -EIO);
+      done += static_cast<size_t>(n);
+    }
+    total += static_cast<int64_t>(length);
+    page = end - 1;
+  }
+  return Napi::Number::New(env, static_cast<double>(total));
+}
+
+Napi::Value Mapping::MapOver(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (!pages_) return Napi::Number::New(env, -EBADF);
+  double at = info[0].As<Napi::Number>().DoubleValue();
+  double length = info[1].As<Napi::Number>().DoubleValue();
+  double limit = static_cast<double>(pages_->length);
+  if (!(at >= 0 && length > 0 && at + length <= limit)) throw Napi::RangeError::New(env, "mapOver: outside the mapping");
+  auto* address = static_cast<uint8_t*>(pages_->address) + static_cast<size_t>(at);
+  void* result = mmap(address, static_cast<size_t>(length), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE,
+                      info[2].As<Napi::Number>().Int32Value(), info[3].As<Napi::Number>().Int64Value());
+  return Napi::Number::New(env, result == MAP_FAILED ? -errno : 0);
 }
 
 void Mapping::Unmap(const Napi::CallbackInfo&) {

@@ -19,6 +19,9 @@ struct Pages {
 // new Mapping(length, protection, flags, fd, offset): mmap(2). Throws an Error with a numeric .errno.
 //   .buffer    the ArrayBuffer (at most 4 GiB: Node refuses more)
 //   .advise(n) madvise(2) over the whole mapping; 0 or -errno
+//   .savePages(fd, offset, pages?)  writes the pages that are not all zeros to fd, each at offset + its place; with pages
+//              (a byte for each page of the mapping, not 0: wanted), those and zeros too. Bytes written, or -errno.
+//   .mapOver(at, length, fd, offset)  maps a file copy-on-write in place of a part; 0 or -errno
 //   .unmap()   detaches the buffer (every view of it becomes empty) and drops this hold on the pages
 class Mapping : public Napi::ObjectWrap<Mapping> {
  public:
@@ -29,6 +32,8 @@ class Mapping : public Napi::ObjectWrap<Mapping> {
  private:
   Napi::Value Buffer(const Napi::CallbackInfo& info);
   Napi::Value Advise(const Napi::CallbackInfo& info);
+  Napi::Value SavePages(const Napi::CallbackInfo& info);
+  Napi::Value MapOver(const Napi::CallbackInfo& info);
   void Unmap(const Napi::CallbackInfo& info);
 
   std::shared_ptr<Pages> pages_;

@@ -40,7 +40,7 @@ void RunHost::Init(Napi::Env env, Napi::Object exports) {
       env, "RunHost",
       {InstanceMethod<&RunHost::AttachVcpu>("attachVcpu"), InstanceMethod<&RunHost::SetRunnable>("setRunnable"),
        InstanceMethod<&RunHost::Watch>("watch"), InstanceMethod<&RunHost::Unwatch>("unwatch"),
-       InstanceMethod<&RunHost::Close>("close")});
+       InstanceMethod<&RunHost::Settle>("settle"), InstanceMethod<&RunHost::Close>("close")});
   exports.Set("RunHost", constructor);
 }
 
@@ -100,6 +100,15 @@ Napi::Value RunHost::AttachVcpu(const Napi::CallbackInfo& info) {
 }
 
 void RunHost::SetRunnable(const Napi::CallbackInfo& info) { runnable_ = info[0].As<Napi::Boolean>().Value(); }
+
+Napi::Value RunHost::Settle(const Napi::CallbackInfo& info) {
+  if (!inbox_->runPages) return Napi::Number::New(info.Env(), -EBADF);
+  int64_t value = 0;
+  __atomic_store_n(&run()->immediate_exit, 1, __ATOMIC_SEQ_CST);
+  if (ioctl(vcpu_, KVM_RUN, 0) >= 0) value = int64_t{run()->exit_reason} + 1;
+  else if (errno != EINTR && errno != EAGAIN) value = -errno;
+  return Napi::Number::New(info.Env(), value);  // next() clears immediate_exit
+}
 
 Napi::Value RunHost::Watch(const Napi::CallbackInfo& info) {
   int fd = info[0].As<Napi::Number>().Int32Value();

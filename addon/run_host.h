@@ -22,6 +22,8 @@ namespace tsvisor {
 //   .watch(fd, token, events) one-shot epoll interest; token 0..0xffff comes back from next(). Same fd again: re-arms.
 //   .unwatch(fd)
 //   .next()                   >= 0 and < 0x10000: KVM exit reason; 0x10000 | token: descriptor ready; < 0: -errno
+//   .settle()                 lets KVM finish the instruction of the last exit (KVM API 5: state is consistent only then)
+//                             and take kvm_dirty_regs, without running the guest: 0, an exit reason + 1, or -errno
 //   .close()                  joins the poller. Also done when the object or its environment goes.
 //
 // An inline vCPU is kicked out of KVM_RUN by the poller: it publishes the event, sets kvm_run->immediate_exit, then sends
@@ -58,6 +60,7 @@ class RunHost : public Napi::ObjectWrap<RunHost> {
 
   Napi::Value AttachVcpu(const Napi::CallbackInfo& info);
   void SetRunnable(const Napi::CallbackInfo& info);
+  Napi::Value Settle(const Napi::CallbackInfo& info);
   Napi::Value Watch(const Napi::CallbackInfo& info);
   Napi::Value Unwatch(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);

@@ -75,6 +75,10 @@ constexpr FlexibleArray kFlexible[] = {
 // a buffer that could hold several times that is asked for instead of trusting the caller's idea of it.
 constexpr size_t kXsaveBuffer = 65536;
 
+// KVM_GET_DIRTY_LOG writes a bit for each page of the slot, whose size is not part of the request: a buffer for the
+// largest slot that there can be (its backing is an ArrayBuffer: 4 GiB).
+constexpr size_t kDirtyBitmap = (1ul << 32) / 4096 / 8;
+
 // The number of bytes the kernel may touch through the argument of request; SIZE_MAX if bytes cannot hold that many.
 size_t BytesNeeded(unsigned long request, const uint8_t* bytes, size_t length) {
   for (const FlexibleArray& f : kFlexible) {
@@ -138,6 +142,8 @@ napi_value Ioctl(napi_env env, napi_callback_info info) {
       auto* range = reinterpret_cast<kvm_msr_filter_range*>(bytes + offset - offsetof(kvm_msr_filter_range, bitmap));
       if ((range->nmsrs + 7ul) / 8 > pointeeLength) return Throw(env, "ioctl: MSR bitmap too short");
     }
+    if (IsKvm(number, KVM_GET_DIRTY_LOG) && pointeeLength < kDirtyBitmap)
+      return Throw(env, "ioctl: dirty bitmap too short");
     slot = bytes + offset;
     memcpy(slot, &pointee, sizeof pointee);
   }

@@ -28,6 +28,8 @@ export type ErrorCode =
   | 'ERR_GUEST_FILE' // a file operation failed in the guest
   | 'ERR_TIMEOUT' // it took longer than the caller allows
   | 'ERR_DEVICE' // a user's device cannot be loaded or broke its contract
+  | 'ERR_SNAPSHOT' // a snapshot cannot be made, or is damaged, of another version or of another host
+  | 'ERR_MIGRATION' // a machine could not be moved to another process
   | 'ERR_BUILD' // a guest image cannot be built, or the native addon is not compiled
   | 'ERR_INTERNAL'; // a defect of tsvisor
 
@@ -119,6 +121,13 @@ export class GuestError extends TsvisorError {
 export class DeviceError extends TsvisorError {
   constructor(message: string, options?: ErrorOptions) {
     super('ERR_DEVICE', message, options);
+  }
+}
+
+/** A snapshot that cannot be made, or that is damaged, of another version or of another host. */
+export class SnapshotError extends TsvisorError {
+  constructor(message: string, options?: ErrorOptions) {
+    super('ERR_SNAPSHOT', message, options);
   }
 }
 

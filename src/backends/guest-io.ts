@@ -1,5 +1,6 @@
 import { addon, type Mapping, type NativeGuestIo } from '../kvm/addon.js';
 import type { FdEvents } from '../machine/fd-events.js';
+import type { GuestMemory } from '../memory/guest-memory.js';
 import type { Segments } from '../virtio/segments.js';
 
 /** Operations of the addon's GuestIo, by its numbers. */
@@ -22,14 +23,20 @@ const NO_PAIRS = new Float64Array(0);
  */
 export class GuestIo implements Disposable {
   readonly #native: NativeGuestIo;
+  readonly #memory: GuestMemory;
   readonly #removeSource: () => void;
   readonly #waiting: (IoRequest | undefined)[] = [];
+  /** Where reads that are under way put their data, by token. */
+  readonly #targets: (Segments | undefined)[] = [];
   readonly #freeTokens: number[] = [];
   readonly #source = new Float64Array(2);
   readonly #completions = new Float64Array(2 * BATCH);
   readonly #batchListeners: (() => void)[] = [];
+  readonly #idleListeners: (() => void)[] = [];
 
-  constructor(regions: readonly (readonly [gpa: number, mapping: Mapping])[], events: FdEvents) {
+  /** @param memory is told of what is read into it. */
+  constructor(regions: readonly (readonly [gpa: number, mapping: Mapping])[], memory: GuestMemory, events: FdEvents) {
+    this.#memory = memory;
     const { source, remove } = events.addSource(
       () => this.#ready(),
       (host, token) => new addon.GuestIo(regions, host, token),
@@ -58,6 +65,7 @@ export class GuestIo implements Disposable {
     prefix?: Uint8Array,
   ): number {
     const { pairs, count } = segments;
+    if (operation === IoOperation.read) this.#noteWrites(segments);
     if (prefix) return this.#native.transfer(operation, fd, offset, pairs, count, flags, prefix);
     return this.#native.transfer(operation, fd, offset, pairs, count, flags);
   }
@@ -76,6 +84,7 @@ export class GuestIo implements Disposable {
   ): void {
     const pairs = segments?.pairs ?? NO_PAIRS;
     const token = this.#token(request);
+    if (operation === IoOperation.read) this.#targets[token] = segments;
     this.#started(token, this.#native.submit(token, operation, fd, offset, length, pairs, segments?.count ?? 0));
   }
 
@@ -99,6 +108,12 @@ export class GuestIo implements Disposable {
     return this.#waiting.length - this.#freeTokens.length;
   }
 
+  /** Calls back, now or later on this thread, when no operation is under way. */
+  whenIdle(listener: () => void): void {
+    this.#idleListeners.push(listener);
+    this.#tellIdle();
+  }
+
   /** Those requests complete soon, with -ECANCELED where no thread has begun them. */
   cancel(unwanted: (request: IoRequest) => boolean): void {
     const tokens = this.#waiting.flatMap((request, token) => (request && unwanted(request) ? [token] : []));
@@ -117,12 +132,27 @@ export class GuestIo implements Disposable {
       for (let i = 0; i < count; i++) {
         const token = this.#completions[2 * i] as number;
         const request = this.#waiting[token];
+        const target = this.#targets[token];
+        if (target) this.#noteWrites(target); // now, not before: until now its pages were being written
         this.#release(token);
         request?.ioDone(this.#completions[2 * i + 1] as number);
       }
       if (count < BATCH) break;
     }
     for (const listener of this.#batchListeners) listener();
+    this.#tellIdle();
+  }
+
+  #tellIdle(): void {
+    while (this.pending === 0) {
+      const waiting = this.#idleListeners.shift();
+      if (!waiting) return;
+      waiting();
+    }
+  }
+
+  #noteWrites({ pairs, count }: Segments): void {
+    for (let i = 0; i < 2 * count; i += 2) this.#memory.noteWrite(pairs[i] as number, pairs[i + 1] as number);
   }
 
   #token(request: IoRequest): number {
@@ -138,7 +168,7 @@ export class GuestIo implements Disposable {
   }
 
   #release(token: number): void {
-    this.#waiting[token] = undefined;
+    this.#waiting[token] = this.#targets[token] = undefined;
     this.#freeTokens.push(token);
   }
 }

@@ -1,3 +1,8 @@
+import type { StateReader } from '../state-reader.js';
+
+/** A device's state, for snapshots: what JSON can hold. */
+export type DeviceState = object;
+
 /**
  * A device that decodes accesses to a range of ports or of guest physical addresses. It must accept every offset,
  * length and value (the guest is hostile), answer reads it does not know with what is in `data` already (all ones), and
@@ -8,6 +13,10 @@ export interface BusDevice {
   /** @param offset from the start of the range. @param data 1, 2, 4 or 8 bytes to fill, little-endian. */
   read(offset: number, data: Uint8Array): void;
   write(offset: number, data: Uint8Array): void;
+  /** What a snapshot must carry of it, as JSON; absent where it has no state. */
+  save?(): DeviceState;
+  /** Takes over what save() gave, of a device as it is after power-on. @throws SnapshotError when it cannot be. */
+  restore?(state: StateReader): void;
 }
 
 /** Where a device answers. */

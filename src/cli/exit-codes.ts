@@ -31,6 +31,8 @@ export const ERROR_EXIT: Readonly<Record<ErrorCode, number>> = {
   ERR_GUEST_FILE: 1,
   ERR_TIMEOUT: 124,
   ERR_DEVICE: 78,
+  ERR_SNAPSHOT: 79,
+  ERR_MIGRATION: 85,
 };
 
 /** For a machine that ended; `guest-exit` uses the guest's code, `stopped` depends on who stopped it. */

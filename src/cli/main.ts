@@ -1,7 +1,7 @@
-import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import type { Argv } from 'yargs';
 import { errorToData, UsageError } from '../errors.js';
+import { packageVersion } from '../package-version.js';
 import { COMMANDS, nameOf } from './commands.js';
 import { exitCodeOf } from './exit-codes.js';
 import { SignalError } from './signals.js';
@@ -39,17 +39,13 @@ async function parserOf(args: readonly string[]): Promise<Argv> {
     .wrap(Math.min(100, process.stdout.columns ?? 100))
     .help()
     .alias('help', 'h')
-    .version(version()) // yargs takes that of the package around node_modules
+    .version(packageVersion()) // yargs takes that of the package around node_modules
     .fail((message, error) => {
       // What yargs finds wrong has a message, in several lines; what a command throws comes as it is.
       if (!message && error) throw error;
       const forGuest = wanted === 'exec' || wanted === 'run' ? '; a command for the guest goes after --' : '';
       throw new UsageError(`${message.replace(/\s+/g, ' ').trim()}${forGuest}; see tsvisor --help`);
     });
-}
-
-function version(): string {
-  return JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')).version;
 }
 
 /** The command line: parses, runs one command, and turns every failure into one line and an exit code. */

@@ -1,3 +1,4 @@
+import type { StateReader } from '../state-reader.js';
 import { ByteDevice } from './byte-device.js';
 
 /** A port by which a guest says how far it has booted: 1 `init`, 2 `shell`, any other n `milestone-n`. */
@@ -31,9 +32,9 @@ export class BootTimer extends ByteDevice {
     return { seen: Array.from(this.#seen.keys()).filter((value) => this.#seen[value]) };
   }
 
-  restore(state: { readonly seen: readonly number[] }): void {
+  restore(state: StateReader): void {
     this.#seen.fill(0);
-    for (const value of state.seen) this.#seen[value & 0xff] = 1;
+    for (const value of state.numbers('seen', this.#seen.length, 0, 0xff)) this.#seen[value] = 1;
   }
 }
 

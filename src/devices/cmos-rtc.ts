@@ -1,3 +1,4 @@
+import type { StateReader } from '../state-reader.js';
 import { ByteDevice } from './byte-device.js';
 import { decodeTime, encodeTime, isTimeRegister } from './rtc-time.js';
 
@@ -35,6 +36,9 @@ export interface CmosOptions {
   readonly memoryBelow4GiB: number;
   readonly memoryAbove4GiB?: number | undefined;
 }
+
+/** A hundred thousand years. */
+const MAX_OFFSET_MS = 3e15;
 
 /** The state of the clock as plain data. The time goes on while a machine is saved. */
 export interface CmosState {
@@ -103,13 +107,13 @@ export class CmosRtc extends ByteDevice {
     };
   }
 
-  restore(state: CmosState): void {
-    this.#registers.set(state.registers.slice(0, SIZE));
-    this.#index = state.index & (SIZE - 1);
-    this.#offset = state.offsetMs;
-    this.#halted = state.halted;
-    this.#phase = state.phaseMs;
-    this.#updateSecond = state.updateSecond;
+  restore(state: StateReader): void {
+    this.#registers.set(state.numbers('registers', SIZE, 0, 0xff));
+    this.#index = state.number('index', 0, SIZE - 1);
+    this.#offset = state.number('offsetMs', -MAX_OFFSET_MS, MAX_OFFSET_MS);
+    this.#halted = state.boolean('halted');
+    this.#phase = state.number('phaseMs', 0, 999);
+    this.#updateSecond = state.number('updateSecond', -MAX_OFFSET_MS, MAX_OFFSET_MS);
   }
 
   get #format(): number {

@@ -1,3 +1,4 @@
+import type { StateReader } from '../state-reader.js';
 import { ByteDevice } from './byte-device.js';
 
 const DATA = 0;
@@ -94,13 +95,13 @@ export class I8042 extends ByteDevice {
     };
   }
 
-  restore(state: I8042State): void {
-    this.#config = state.config & 0xff;
-    this.#outputPort = state.outputPort & 0xff;
-    this.#command = state.command;
-    this.#answer = state.answer;
-    this.#staleReads = state.staleReads;
-    this.#lastWasCommand = state.lastWasCommand;
+  restore(state: StateReader): void {
+    this.#config = state.number('config', 0, 0xff);
+    this.#outputPort = state.number('outputPort', 0, 0xff);
+    this.#command = state.number('command', -1, 0xff);
+    this.#answer = state.number('answer', -1, 0xff);
+    this.#staleReads = state.number('staleReads', 0, STALE_READS);
+    this.#lastWasCommand = state.boolean('lastWasCommand');
   }
 
   #readData(): number {

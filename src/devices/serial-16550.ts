@@ -1,3 +1,4 @@
+import type { StateReader } from '../state-reader.js';
 import { ByteDevice } from './byte-device.js';
 import { ByteFifo } from './byte-fifo.js';
 import type { ByteSink, ByteSource, InterruptLine, OneShotTimer } from './host.js';
@@ -191,21 +192,22 @@ export class Serial16550 extends ByteDevice {
   }
 
   /** Takes over a saved state and drives the interrupt line; call outputReady() and inputReady() after it. */
-  restore(state: SerialState): void {
-    this.#ier = state.ier & IER.ALL;
-    this.#fcr = state.fcr & 0xff;
-    this.#lcr = state.lcr & 0xff;
-    this.#mcr = state.mcr & MCR.ALL;
-    this.#scr = state.scr & 0xff;
-    this.#divisor = state.divisor & 0xffff;
-    this.#rx.load(state.rx);
-    this.#rxLooped = state.rxLooped;
-    this.#tx.load(state.tx);
-    this.#input.restore(state.line.slice(0, ByteFifo.CAPACITY - (state.rxLooped ? 0 : this.#rx.length)));
-    this.#overrunError = state.overrunError;
-    this.#threPending = state.threPending;
-    this.#modemDeltas = state.modemDeltas & 0x0f;
-    this.#rtsSeen = state.rtsSeen;
+  restore(state: StateReader): void {
+    const bytes = (name: string, limit: number) => state.numbers(name, limit, 0, 0xff);
+    this.#ier = state.number('ier', 0, 0xff) & IER.ALL;
+    this.#fcr = state.number('fcr', 0, 0xff);
+    this.#lcr = state.number('lcr', 0, 0xff);
+    this.#mcr = state.number('mcr', 0, 0xff) & MCR.ALL;
+    this.#scr = state.number('scr', 0, 0xff);
+    this.#divisor = state.number('divisor', 0, 0xffff);
+    this.#rx.load(bytes('rx', ByteFifo.CAPACITY));
+    this.#rxLooped = state.boolean('rxLooped');
+    this.#tx.load(bytes('tx', ByteFifo.CAPACITY));
+    this.#input.restore(bytes('line', ByteFifo.CAPACITY - (this.#rxLooped ? 0 : this.#rx.length)));
+    this.#overrunError = state.boolean('overrunError');
+    this.#threPending = state.boolean('threPending');
+    this.#modemDeltas = state.number('modemDeltas', 0, 0x0f);
+    this.#rtsSeen = state.boolean('rtsSeen');
     this.#polls = 0;
     this.#update();
   }

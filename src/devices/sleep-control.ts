@@ -1,3 +1,4 @@
+import type { StateReader } from '../state-reader.js';
 import { ByteDevice } from './byte-device.js';
 
 /** SLP_TYPx in bits 4..2 and SLP_EN in bit 5. */
@@ -40,7 +41,7 @@ export class SleepControl extends ByteDevice {
     return { sleepType: this.#sleepType };
   }
 
-  restore(state: { readonly sleepType: number }): void {
-    this.#sleepType = state.sleepType & SLP_TYP;
+  restore(state: StateReader): void {
+    this.#sleepType = state.number('sleepType', 0, 0xff) & SLP_TYP;
   }
 }

@@ -8,6 +8,10 @@ export type Bytes = Uint8Array | DataView | BigUint64Array | Uint32Array | Array
 export interface Mapping {
   readonly buffer: ArrayBuffer;
   advise(advice: number): number;
+  /** Writes pages to a file; see addon/mapping.h. @returns bytes written, or -errno. */
+  savePages(fd: number, offset: number, pages?: Uint8Array): number;
+  /** Maps a file copy-on-write in place of a part of it. @returns 0 or -errno. */
+  mapOver(at: number, length: number, fd: number, offset: number): number;
   unmap(): void;
 }
 
@@ -20,6 +24,11 @@ export interface RunHost {
   unwatch(fd: number): number;
   /** A KVM exit reason, READY | token, or -errno. */
   next(): number;
+  /**
+   * Lets KVM finish the instruction of the last exit without running the guest. @returns 0, an exit reason + 1 of an
+   * instruction that needs another, or -errno.
+   */
+  settle(): number;
   close(): void;
 }
 

@@ -24,6 +24,18 @@ export class Cpuid {
     return cpuid;
   }
 
+  /** Takes bytes as a struct kvm_cpuid2; undefined when they are not as long as it says. */
+  static of(bytes: Uint8Array): Cpuid | undefined {
+    if (bytes.length < kvm_cpuid2.entries) return undefined;
+    const cpuid = new Cpuid(bytes);
+    return cpuid.used.length === kvm_cpuid2.entries + cpuid.length * entry.sizeof ? cpuid : undefined;
+  }
+
+  /** The bytes that its entries take. */
+  get used(): Uint8Array {
+    return this.bytes.subarray(0, kvm_cpuid2.entries + this.length * entry.sizeof);
+  }
+
   get length(): number {
     return this.#view.getUint32(kvm_cpuid2.nent, true);
   }

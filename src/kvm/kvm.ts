@@ -10,6 +10,8 @@ const EPERM = 1;
 const ENOENT = 2;
 const ENXIO = 6;
 const ENODEV = 19;
+/** More than KVM lists: 181 in Linux 6.18. */
+const MAX_MSRS = 1024;
 
 /**
  * Issues an ioctl and turns a failure into a KvmError.
@@ -33,9 +35,16 @@ export function kvmIoctl(
 }
 
 /** Maps memory; the mapping lives until unmap(). @throws KvmError with code ERR_MEMORY. */
-export function mapMemory(length: number, protection: number, flags: number, fd: number, purpose: string): Mapping {
+export function mapMemory(
+  length: number,
+  protection: number,
+  flags: number,
+  fd: number,
+  purpose: string,
+  offset = 0,
+): Mapping {
   try {
-    return new addon.Mapping(length, protection, flags, fd, 0);
+    return new addon.Mapping(length, protection, flags, fd, offset);
   } catch (error) {
     throw new KvmError('mmap', (error as { errno?: number }).errno ?? 0, purpose, 'ERR_MEMORY');
   }
@@ -95,6 +104,14 @@ export class Kvm implements Disposable {
     const cpuid = Cpuid.ofCapacity(256);
     kvmIoctl(this.fd, 'KVM_GET_SUPPORTED_CPUID', abi.KVM_GET_SUPPORTED_CPUID, 'reading host CPUID', cpuid.bytes);
     return cpuid;
+  }
+
+  /** The model-specific registers that make up a vCPU's state on this host (KVM API 4.3). */
+  msrIndices(): number[] {
+    const words = new Uint32Array(1 + MAX_MSRS);
+    words[0] = MAX_MSRS;
+    kvmIoctl(this.fd, 'KVM_GET_MSR_INDEX_LIST', abi.KVM_GET_MSR_INDEX_LIST, 'listing MSRs', words);
+    return [...words.subarray(1, 1 + (words[0] as number))];
   }
 
   /** KVM_CREATE_VM (KVM API 4.2). */

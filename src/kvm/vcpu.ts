@@ -1,5 +1,5 @@
 import { addon, type Mapping } from './addon.js';
-import type { Cpuid } from './cpuid.js';
+import { Cpuid } from './cpuid.js';
 import * as abi from './generated/abi.js';
 import { kvmIoctl, mapMemory } from './kvm.js';
 import { Regs, Sregs } from './registers.js';
@@ -108,16 +108,79 @@ export class VcpuFd implements Disposable {
 
   /** One model-specific register (KVM API 4.18); undefined when KVM does not have it. */
   getMsr(index: number): bigint | undefined {
-    const view = this.#oneMsr(index);
+    const view = msrEntries([[index, 0n]]);
     if (this.#ioctl('KVM_GET_MSRS', abi.KVM_GET_MSRS, 'reading an MSR', view) !== 1) return undefined;
     return view.getBigUint64(abi.kvm_msrs.entries + abi.kvm_msr_entry.data, true);
   }
 
   /** @returns whether KVM took it (KVM API 4.19). */
   setMsr(index: number, value: bigint): boolean {
-    const view = this.#oneMsr(index);
-    view.setBigUint64(abi.kvm_msrs.entries + abi.kvm_msr_entry.data, value, true);
+    const view = msrEntries([[index, value]]);
     return this.#ioctl('KVM_SET_MSRS', abi.KVM_SET_MSRS, 'setting an MSR', view) === 1;
+  }
+
+  /** Those model-specific registers that KVM has of these (KVM API 4.18). */
+  getMsrs(indices: readonly number[]): [index: number, value: bigint][] {
+    const found: [number, bigint][] = [];
+    // KVM stops at the first that it does not have.
+    for (let next = 0; next < indices.length; next++) {
+      const view = msrEntries(indices.slice(next).map((index) => [index, 0n]));
+      const count = this.#ioctl('KVM_GET_MSRS', abi.KVM_GET_MSRS, 'reading MSRs', view);
+      for (let i = 0; i < count; i++, next++) {
+        const at = abi.kvm_msrs.entries + i * abi.kvm_msr_entry.sizeof + abi.kvm_msr_entry.data;
+        found.push([indices[next] as number, view.getBigUint64(at, true)]);
+      }
+    }
+    return found;
+  }
+
+  /** @returns those that KVM did not take (KVM API 4.19). */
+  setMsrs(entries: readonly (readonly [index: number, value: bigint])[]): number[] {
+    const refused: number[] = [];
+    for (let next = 0; next < entries.length; next++) {
+      const view = msrEntries(entries.slice(next));
+      next += this.#ioctl('KVM_SET_MSRS', abi.KVM_SET_MSRS, 'setting MSRs', view);
+      const entry = entries[next];
+      if (entry) refused.push(entry[0]);
+    }
+    return refused;
+  }
+
+  /** Whether it runs, is halted, waits for a SIPI (KVM API 4.38). */
+  getMpState(): number {
+    const view = new DataView(new ArrayBuffer(abi.kvm_mp_state.sizeof));
+    this.#ioctl('KVM_GET_MP_STATE', abi.KVM_GET_MP_STATE, 'reading the vCPU’s run state', view);
+    return view.getUint32(abi.kvm_mp_state.mp_state, true);
+  }
+
+  setMpState(state: number): void {
+    const view = new DataView(new ArrayBuffer(abi.kvm_mp_state.sizeof));
+    view.setUint32(abi.kvm_mp_state.mp_state, state, true);
+    this.#ioctl('KVM_SET_MP_STATE', abi.KVM_SET_MP_STATE, 'setting the vCPU’s run state', view);
+  }
+
+  /** struct kvm_lapic_state: the local APIC's register page (KVM API 4.57). */
+  getLapic(): Uint8Array {
+    const lapic = new Uint8Array(abi.kvm_lapic_state.sizeof);
+    this.#ioctl('KVM_GET_LAPIC', abi.KVM_GET_LAPIC, 'reading the local APIC', lapic);
+    return lapic;
+  }
+
+  setLapic(lapic: Uint8Array): void {
+    this.#ioctl('KVM_SET_LAPIC', abi.KVM_SET_LAPIC, 'setting the local APIC', lapic);
+  }
+
+  /** What CPUID tells the guest now (KVM API 4.69). */
+  getCpuid(): Cpuid {
+    const cpuid = Cpuid.ofCapacity(256);
+    this.#ioctl('KVM_GET_CPUID2', abi.KVM_GET_CPUID2, 'reading CPUID', cpuid.bytes);
+    return cpuid;
+  }
+
+  /** Tells the guest's clock that the vCPU was stopped, so that its watchdogs forgive it (KVM API 4.75). */
+  notePause(): void {
+    // EINVAL where the guest has no kvmclock: nobody to tell.
+    addon.ioctl(this.fd, abi.KVM_KVMCLOCK_CTRL);
   }
 
   /** struct kvm_vcpu_events: what is being delivered to the guest (KVM API 4.31). */
@@ -171,14 +234,18 @@ export class VcpuFd implements Disposable {
     this.close();
   }
 
-  #oneMsr(index: number): DataView {
-    const view = new DataView(new ArrayBuffer(abi.kvm_msrs.sizeof + abi.kvm_msr_entry.sizeof));
-    view.setUint32(abi.kvm_msrs.nmsrs, 1, true);
-    view.setUint32(abi.kvm_msrs.entries + abi.kvm_msr_entry.index, index, true);
-    return view;
-  }
-
   #ioctl(name: string, request: number, purpose: string, argument: Uint8Array | DataView | BigUint64Array): number {
     return kvmIoctl(this.fd, name, request, purpose, argument);
   }
+}
+
+function msrEntries(entries: readonly (readonly [index: number, value: bigint])[]): DataView {
+  const view = new DataView(new ArrayBuffer(abi.kvm_msrs.sizeof + entries.length * abi.kvm_msr_entry.sizeof));
+  view.setUint32(abi.kvm_msrs.nmsrs, entries.length, true);
+  entries.forEach(([index, value], i) => {
+    const at = abi.kvm_msrs.entries + i * abi.kvm_msr_entry.sizeof;
+    view.setUint32(at + abi.kvm_msr_entry.index, index, true);
+    view.setBigUint64(at + abi.kvm_msr_entry.data, value, true);
+  });
+  return view;
 }

@@ -3,6 +3,8 @@ import * as abi from './generated/abi.js';
 import { type Kvm, kvmIoctl } from './kvm.js';
 import { VcpuFd } from './vcpu.js';
 
+const IRQCHIPS = [abi.KVM_IRQCHIP_PIC_MASTER, abi.KVM_IRQCHIP_PIC_SLAVE, abi.KVM_IRQCHIP_IOAPIC];
+
 /** A virtual machine's file descriptor (KVM API, section 2). */
 export class VmFd implements Disposable {
   readonly fd: number;
@@ -53,6 +55,61 @@ export class VmFd implements Disposable {
     const config = new DataView(new ArrayBuffer(abi.kvm_pit_config.sizeof));
     config.setUint32(abi.kvm_pit_config.flags, abi.KVM_PIT_SPEAKER_DUMMY, true);
     kvmIoctl(this.fd, 'KVM_CREATE_PIT2', abi.KVM_CREATE_PIT2, 'creating the timer', config);
+  }
+
+  /** The registers of PIC master, PIC slave and IOAPIC, in that order, each a struct kvm_irqchip (KVM API 4.26). */
+  getIrqchips(): Uint8Array[] {
+    return IRQCHIPS.map((id) => {
+      const chip = new Uint8Array(abi.kvm_irqchip.sizeof);
+      new DataView(chip.buffer).setUint32(abi.kvm_irqchip.chip_id, id, true);
+      kvmIoctl(this.fd, 'KVM_GET_IRQCHIP', abi.KVM_GET_IRQCHIP, 'reading an interrupt controller', chip);
+      return chip;
+    });
+  }
+
+  /** Takes what getIrqchips() gave. */
+  setIrqchips(chips: readonly Uint8Array[]): void {
+    chips.forEach((chip, index) => {
+      // Which chip it is goes by its place: what the bytes say is somebody's input.
+      new DataView(chip.buffer, chip.byteOffset).setUint32(abi.kvm_irqchip.chip_id, IRQCHIPS[index] as number, true);
+      kvmIoctl(this.fd, 'KVM_SET_IRQCHIP', abi.KVM_SET_IRQCHIP, 'setting an interrupt controller', chip);
+    });
+  }
+
+  /** struct kvm_pit_state2 (KVM API 4.72). */
+  getPit(): Uint8Array {
+    const pit = new Uint8Array(abi.kvm_pit_state2.sizeof);
+    kvmIoctl(this.fd, 'KVM_GET_PIT2', abi.KVM_GET_PIT2, 'reading the timer', pit);
+    return pit;
+  }
+
+  setPit(pit: Uint8Array): void {
+    kvmIoctl(this.fd, 'KVM_SET_PIT2', abi.KVM_SET_PIT2, 'setting the timer', pit);
+  }
+
+  /** The guest's paravirtual clock in nanoseconds since its power-on (KVM API 4.29). */
+  getClock(): bigint {
+    const view = new DataView(new ArrayBuffer(abi.kvm_clock_data.sizeof));
+    kvmIoctl(this.fd, 'KVM_GET_CLOCK', abi.KVM_GET_CLOCK, 'reading the guest’s clock', view);
+    return view.getBigUint64(abi.kvm_clock_data.clock, true);
+  }
+
+  setClock(nanoseconds: bigint): void {
+    const view = new DataView(new ArrayBuffer(abi.kvm_clock_data.sizeof));
+    view.setBigUint64(abi.kvm_clock_data.clock, nanoseconds, true);
+    kvmIoctl(this.fd, 'KVM_SET_CLOCK', abi.KVM_SET_CLOCK, 'setting the guest’s clock', view);
+  }
+
+  /**
+   * The pages of a slot that vCPUs have written since the last call, a bit each, which are forgotten (KVM API 4.8). The
+   * slot has KVM_MEM_LOG_DIRTY_PAGES.
+   * @param into at least a bit for each page, in whole 64-bit words.
+   */
+  takeDirtyLog(slot: number, into: Uint8Array): void {
+    const view = new DataView(new ArrayBuffer(abi.kvm_dirty_log.sizeof));
+    view.setUint32(abi.kvm_dirty_log.slot, slot, true);
+    const at = abi.kvm_dirty_log.dirty_bitmap;
+    kvmIoctl(this.fd, 'KVM_GET_DIRTY_LOG', abi.KVM_GET_DIRTY_LOG, 'reading which pages were written', view, at, into);
   }
 
   /** @param id 0 is the boot processor; also its local APIC's id (KVM API 4.7). */

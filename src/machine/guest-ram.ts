@@ -1,6 +1,7 @@
-import { MemoryError } from '../errors.js';
+import { KvmError, MemoryError } from '../errors.js';
 import type { Mapping } from '../kvm/addon.js';
 import {
+  KVM_MEM_LOG_DIRTY_PAGES,
   MADV_HUGEPAGE,
   MAP_ANONYMOUS,
   MAP_NORESERVE,
@@ -11,10 +12,13 @@ import {
 import { mapMemory } from '../kvm/kvm.js';
 import type { VmFd } from '../kvm/vm.js';
 import { GuestMemory } from '../memory/guest-memory.js';
-import { layout } from './layout.js';
+import { layout, PAGE_SIZE } from './layout.js';
 
 /** Node's ArrayBuffers end at 4 GiB; half of it keeps every offset a small number to the compiler. */
 const MAX_REGION = 2 ** 31;
+
+/** Bytes: a bit for each page of 4 GiB, which the addon insists on. */
+const DIRTY_LOG_SIZE = 2 ** 32 / PAGE_SIZE / 8;
 
 /** Guest RAM below and above the MMIO hole, in pieces of at most 2 GiB. */
 export function ramRanges(size: number): { gpa: number; size: number }[] {
@@ -31,22 +35,40 @@ export function ramRanges(size: number): { gpa: number; size: number }[] {
   return ranges;
 }
 
-/** Guest RAM as anonymous host memory, and its memory slots. Pages exist once they are touched. */
+/** A file with guest RAM: every region one after the other, or the pages that changed since the layer before. */
+export interface MemoryLayer {
+  /** Open for reading; the mapping outlives it. */
+  readonly fd: number;
+  /** First page and number of pages of each piece that the layer has, in order; undefined: all of RAM. */
+  readonly extents: readonly (readonly [page: number, count: number])[] | undefined;
+}
+
+/**
+ * Guest RAM and its memory slots: anonymous host memory, or files mapped copy-on-write, of which nothing is read before
+ * it is touched. Pages exist once they are touched.
+ */
 export class GuestRam implements Disposable {
   readonly memory: GuestMemory;
-  /** What backs it, by guest physical address: for I/O without a copy. */
+  /** What backs it, by guest physical address: for I/O without a copy. The index is that of the memory slot. */
   readonly regions: (readonly [gpa: number, mapping: Mapping])[] = [];
+  readonly #vm: VmFd;
+  #dirtyLog: Uint8Array | undefined;
 
-  /** @throws MemoryError when the host refuses. */
-  constructor(vm: VmFd, size: number) {
+  /** @param layers what it begins as, the oldest first. @throws MemoryError when the host refuses. */
+  constructor(vm: VmFd, size: number, layers: readonly MemoryLayer[] = []) {
+    this.#vm = vm;
     const protection = PROT_READ | PROT_WRITE;
-    const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    const [base, ...later] = layers;
+    const flags = MAP_PRIVATE | MAP_NORESERVE | (base ? 0 : MAP_ANONYMOUS);
     try {
+      let offset = 0;
       const regions = ramRanges(size).map((range, slot) => {
-        const mapping = mapMemory(range.size, protection, flags, -1, 'mapping guest memory');
+        const mapping = mapMemory(range.size, protection, flags, base?.fd ?? -1, 'mapping guest memory', offset);
         this.regions.push([range.gpa, mapping]);
-        mapping.advise(MADV_HUGEPAGE); // a hint: where the host has none, small pages do
+        if (!base) mapping.advise(MADV_HUGEPAGE); // a hint: where the host has none, small pages do
+        for (const layer of later) mapLayer(mapping, offset, layer);
         vm.setUserMemoryRegion(slot, range.gpa, mapping.buffer);
+        offset += range.size;
         return { gpa: range.gpa, buffer: mapping.buffer };
       });
       this.memory = new GuestMemory(regions);
@@ -58,8 +80,82 @@ export class GuestRam implements Disposable {
     }
   }
 
+  /** Number of pages. */
+  get pages(): number {
+    return this.memory.size / PAGE_SIZE;
+  }
+
+  /** Whether takeDirtyPages() knows of every page that was written since it was called last. */
+  get tracksDirtyPages(): boolean {
+    return this.#dirtyLog !== undefined;
+  }
+
+  /** Begins to note which pages are written, by the vCPUs and by devices, or stops it. */
+  trackDirtyPages(on: boolean): void {
+    if (on === this.tracksDirtyPages) return;
+    this.regions.forEach(([gpa, { buffer }], slot) => {
+      this.#vm.setUserMemoryRegion(slot, gpa, buffer, on ? KVM_MEM_LOG_DIRTY_PAGES : 0);
+    });
+    this.#dirtyLog = on ? new Uint8Array(DIRTY_LOG_SIZE) : undefined;
+    if (on) this.memory.trackWrites();
+    else this.memory.ignoreWrites();
+  }
+
+  /**
+   * The pages that were written since the last call, which are forgotten.
+   * @param into a byte for each page in the order of the regions: gets 1 for those, others stay as they are.
+   */
+  takeDirtyPages(into: Uint8Array): void {
+    const log = this.#dirtyLog;
+    if (!log) throw new Error('dirty pages are not tracked');
+    let first = 0;
+    this.regions.forEach(([gpa, { buffer }], slot) => {
+      const pages = buffer.byteLength / PAGE_SIZE;
+      const part = into.subarray(first, first + pages);
+      log.fill(0, 0, Math.ceil(pages / 8));
+      this.#vm.takeDirtyLog(slot, log);
+      for (let i = 0; i < pages / 8; i++) {
+        for (let bits = log[i] as number, page = 8 * i; bits !== 0; bits >>= 1, page++) if (bits & 1) part[page] = 1;
+      }
+      this.memory.takeWrites(gpa, part);
+      first += pages;
+    });
+  }
+
+  /**
+   * Writes RAM to a file, region after region: all of it, with holes for pages of zeros, or some pages at their places.
+   * @param pages a byte for each page, not 0 for those wanted. @returns bytes written, or -errno.
+   */
+  save(fd: number, pages?: Uint8Array): number {
+    let offset = 0;
+    let total = 0;
+    for (const [, mapping] of this.regions) {
+      const { byteLength } = mapping.buffer;
+      const first = offset / PAGE_SIZE;
+      const written = pages
+        ? mapping.savePages(fd, offset, pages.subarray(first, first + byteLength / PAGE_SIZE))
+        : mapping.savePages(fd, offset);
+      if (written < 0) return written;
+      total += written;
+      offset += byteLength;
+    }
+    return total;
+  }
+
   [Symbol.dispose](): void {
     for (const [, mapping] of this.regions) mapping.unmap();
     this.regions.length = 0;
+  }
+}
+
+/** Maps what a layer has of a region over what is there. @param start offset of the region in the file. */
+function mapLayer(mapping: Mapping, start: number, { fd, extents }: MemoryLayer): void {
+  const end = start + mapping.buffer.byteLength;
+  for (const [page, count] of extents ?? [[start / PAGE_SIZE, mapping.buffer.byteLength / PAGE_SIZE]]) {
+    const from = Math.max(start, page * PAGE_SIZE);
+    const to = Math.min(end, (page + count) * PAGE_SIZE);
+    if (from >= to) continue;
+    const result = mapping.mapOver(from - start, to - from, fd, from);
+    if (result < 0) throw new KvmError('mmap', -result, 'mapping changed guest memory', 'ERR_MEMORY');
   }
 }

@@ -1,4 +1,5 @@
 import { EventEmitter } from 'node:events';
+import { rm } from 'node:fs/promises';
 import type { Duplex } from 'node:stream';
 import type { ExecOptions, ExecResult, SpawnOptions } from '../agent/exec.js';
 import type { GuestFileSystem } from '../agent/file-system.js';
@@ -9,13 +10,19 @@ import type { HostForward } from '../backends/user-network/host-forward.js';
 import type { Vsock } from '../backends/vsock/vsock.js';
 import type { VsockHost } from '../backends/vsock/vsock-host.js';
 import { AgentError, DriveError, MachineError, TsvisorError, UsageError } from '../errors.js';
+import type { CheckedState } from '../snapshot/format.js';
+import { OpenSnapshot } from '../snapshot/open.js';
+import { portableConfig, type RestoreOptions, restoredConfig } from '../snapshot/restore.js';
+import { type SnapshotInfo, type SnapshotOptions, takeSnapshot } from '../snapshot/take.js';
 import { checkConfig, type MachineConfig, type ResolvedConfig, resolveConfig } from './config.js';
 import { ConsoleTail } from './console-tail.js';
 import { withDefaultGuest } from './default-guest.js';
+import type { NetworkConfig } from './device-config.js';
 import { type DeviceHandle, DeviceHandles } from './device-handle.js';
 import type { MachineEnd, MachineStats } from './end.js';
+import type { MemoryLayer } from './guest-ram.js';
 import type { MachineAgent, ReadyOptions } from './machine-agent.js';
-import type { MachineState } from './messages.js';
+import type { MachineOrigin, MachineState } from './messages.js';
 import { RateLimit, WARNINGS_PER_MINUTE } from './rate-limit.js';
 import { ThreadLink } from './thread-link.js';
 import { discardWhileUnread } from './unread-stream.js';
@@ -84,6 +91,13 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   readonly #agent: MachineAgent | undefined;
   readonly #consoleTail = new ConsoleTail();
   readonly #ended: Promise<MachineEnd>;
+  readonly #config: ResolvedConfig;
+  /** The configuration, for snapshots. */
+  #portable: object = {};
+  /** The snapshot since which written pages are noted. */
+  #base: { readonly path: string; readonly id: string } | undefined;
+  /** A folder with its private files. */
+  #scratch: string | undefined;
   #state: MachineState = 'created';
   #removeAbort = () => {};
 
@@ -93,8 +107,11 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     networks: UserNetworks,
     vsock: VsockHost | undefined,
     Agent: typeof MachineAgent | undefined,
+    origin: MachineOrigin | undefined,
   ) {
     super();
+    this.#config = config;
+    if (origin) this.#state = 'paused';
     this.#networks = networks;
     this.#vsock = vsock;
     const link = this.#link;
@@ -141,6 +158,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
         vsock: vsockThere,
         consoleTail: this.#consoleTail.buffer,
         logs: options.onLog !== undefined,
+        origin,
       },
       (notice) => {
         switch (notice.type) {
@@ -171,14 +189,65 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     const { signal } = options;
     signal?.throwIfAborted();
     checkConfig(config);
-    const resolved = resolveConfig(await withDefaultGuest(config, options.onLog));
-    const networks = await UserNetworks.open(config.networks ?? []);
+    const whole = await withDefaultGuest(config, options.onLog);
+    const machine = await Machine.#make(resolveConfig(whole), config.networks ?? [], options);
+    machine.#portable = portableConfig(whole);
+    return machine;
+  }
+
+  /**
+   * A machine that goes on where another was saved by snapshot(), in state `paused`: resume() lets it run. Its memory is
+   * mapped from the snapshot, page by page as it is touched, so any number of machines share what they do not write.
+   * @param folder the snapshot, which must stay as long as the machine runs.
+   * @throws SnapshotError when it is damaged, of another version or host, or refers to what is not there any more; and as
+   * create().
+   */
+  static async restore(folder: string, options: RestoreOptions & MachineOptions = {}): Promise<Machine> {
+    const { onLog, signal, ...rest } = options;
+    signal?.throwIfAborted();
+    await using snapshot = await OpenSnapshot.open(folder);
+    const machine = await Machine.#resurrect(snapshot.state, snapshot.layers, snapshot.path, rest, {
+      ...(onLog && { onLog }),
+      ...(signal && { signal }),
+    });
+    if (rest.track) machine.#base = { path: snapshot.path, id: snapshot.state.id };
+    return machine;
+  }
+
+  static async #resurrect(
+    state: CheckedState,
+    layers: readonly MemoryLayer[],
+    folder: string,
+    options: RestoreOptions,
+    machineOptions: MachineOptions,
+  ): Promise<Machine> {
+    const { config, networks, scratch } = await restoredConfig(state, folder, options);
+    const origin = { layers, machine: state.machine, track: options.track ?? false };
+    let machine: Machine | undefined;
+    try {
+      machine = await Machine.#make(config, networks, machineOptions, origin);
+      machine.#portable = state.config as object;
+      return machine;
+    } finally {
+      if (machine) machine.#scratch = scratch;
+      else if (scratch !== undefined) await rm(scratch, { recursive: true, force: true });
+    }
+  }
+
+  static async #make(
+    resolved: ResolvedConfig,
+    networkConfigs: readonly NetworkConfig[],
+    options: MachineOptions,
+    origin?: MachineOrigin,
+  ): Promise<Machine> {
+    const { signal } = options;
+    const networks = await UserNetworks.open(networkConfigs);
     let machine: Machine | undefined;
     let vsock: VsockHost | undefined;
     try {
       vsock = await openVsock(resolved, options);
       const agent = resolved.agent ? (await import('./machine-agent.js')).MachineAgent : undefined;
-      machine = new Machine(resolved, options, networks, vsock, agent);
+      machine = new Machine(resolved, options, networks, vsock, agent, origin);
       machine.#endOnAbort(signal);
       machine.#devices.place(await machine.#link.ready);
       signal?.throwIfAborted();
@@ -297,6 +366,20 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   }
 
   /**
+   * Saves the machine, running or paused, to a folder from which restore() makes machines: all of its memory, vCPU and
+   * devices. The guest stands still meanwhile. Connections of it to the outside are not part of it.
+   * @param folder is made; complete, or not at all.
+   * @throws SnapshotError when it cannot be written; ERR_MACHINE_STATE when the machine has ended.
+   */
+  async snapshot(folder: string, options: SnapshotOptions = {}): Promise<SnapshotInfo> {
+    const source = { link: this.#link, config: this.#config, portable: this.#portable, base: this.#base };
+    const info = await takeSnapshot(source, folder, options);
+    this.#base = options.track || options.differential ? info : undefined;
+    if (options.stop) await this.stop();
+    return info;
+  }
+
+  /**
    * The host's end of a console port: what the guest sends is read, what is written the guest gets; both with
    * back-pressure. Once it is destroyed, the guest's output is discarded. A console is like `serial`; what a plain port
    * sends waits for the program to read it.
@@ -376,6 +459,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     await this.#link.close();
     await this.#networks.close();
     await this.#ended.catch(() => {});
+    if (this.#scratch !== undefined) await rm(this.#scratch, { recursive: true, force: true });
   }
 
   /** close(), for `await using`. */

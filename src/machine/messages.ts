@@ -2,6 +2,8 @@ import type { ConsoleSize } from '../backends/port-stream.js';
 import type { ErrorData } from '../errors.js';
 import type { ResolvedConfig } from './config.js';
 import type { MachineEnd, MachineStats } from './end.js';
+import type { MemoryLayer } from './guest-ram.js';
+import type { SavedState } from './virtual-machine.js';
 
 /** What the main thread hands a new machine thread. */
 export interface MachineThreadData {
@@ -15,17 +17,53 @@ export interface MachineThreadData {
   readonly vsock: number | undefined;
   /** Shared: see ConsoleTail. */
   readonly consoleTail: SharedArrayBuffer;
+  /** What the machine begins as, in place of a boot. */
+  readonly origin: MachineOrigin | undefined;
   /** Whether anybody listens to log messages. */
   readonly logs: boolean;
+}
+
+/** A machine that was saved: what a new one begins as. */
+export interface MachineOrigin {
+  /** Its memory, the oldest layer first. The descriptors are the main thread's. */
+  readonly layers: readonly MemoryLayer[];
+  /** A SavedState, but anybody's input. */
+  readonly machine: unknown;
+  /** Whether to note from now on which pages are written. */
+  readonly track: boolean;
 }
 
 /** `created`: ready to start. */
 export type MachineState = 'created' | 'running' | 'paused' | 'ended';
 
+/** Which pages of guest memory a file gets. */
+export interface SavePages {
+  /** Descriptor of the main thread's, open for writing, as long as the memory and empty. */
+  readonly fd: number;
+  /** All of them, or those written since the last save that asked for `track`. */
+  readonly pages: 'all' | 'dirty';
+  /** Whether to note from now on which pages are written. */
+  readonly track: boolean;
+}
+
+/** What `save` gave. */
+export interface SavedMachine {
+  readonly machine: SavedState;
+  /** Of `dirty`: the pieces that were written, each first page and number of pages. */
+  readonly extents: readonly (readonly [page: number, count: number])[] | undefined;
+  /** Bytes written. */
+  readonly bytes: number;
+}
+
 /** Main thread to machine thread; each is answered by a reply with its id. */
 export interface ControlRequest {
   readonly id: number;
-  readonly command: 'start' | 'pause' | 'resume' | 'stop' | 'query' | 'resize';
+  /**
+   * `hold` stops the vCPUs until `release` and answers when no device works on a request and what the guest wrote is on
+   * its disks; `save` is for in between.
+   */
+  readonly command: 'start' | 'pause' | 'resume' | 'stop' | 'query' | 'resize' | 'hold' | 'save' | 'release';
+  readonly save?: SavePages;
   /** Of `resize`: the console port, by number, and its size. */
   readonly resize?: { readonly port: number; readonly size: ConsoleSize };
 }
@@ -52,6 +90,7 @@ export type DeviceReport =
 
 export interface ControlAnswer {
   readonly state: MachineState;
+  readonly saved?: SavedMachine | undefined;
   readonly stats: MachineStats;
 }
 
@@ -61,6 +100,7 @@ export type MachineMessage =
   | DeviceReport
   | { readonly type: 'failed'; readonly error: ErrorData }
   | { readonly type: 'reply'; readonly id: number; readonly answer: ControlAnswer }
+  | { readonly type: 'refusal'; readonly id: number; readonly error: ErrorData }
   | { readonly type: 'log'; readonly level: 'debug' | 'info' | 'warn'; readonly message: string }
   | { readonly type: 'reset' }
   | { readonly type: 'drive-error'; readonly drive: number; readonly message: string }

@@ -13,8 +13,7 @@ import type { VirtualMachine } from './virtual-machine.js';
  */
 export function runLoop(machine: VirtualMachine, host: HostServices): MachineEnd {
   const { runHost, events, statistics } = host;
-  const { ports, mmio, assist, vcpu } = machine;
-  const data = new ExitData(vcpu.run.buffer);
+  const data = new ExitData(machine.vcpu.run.buffer);
 
   for (;;) {
     const event = runHost.next();
@@ -25,30 +24,51 @@ export function runLoop(machine: VirtualMachine, host: HostServices): MachineEnd
     }
     if (event < 0) return failure(`KVM_RUN failed with ${errnoName(-event)}`);
     statistics.countExit(event);
-    switch (event) {
-      case abi.KVM_EXIT_IO:
-        data.portAccess(ports);
-        break;
-      case abi.KVM_EXIT_MMIO:
-        data.mmioAccess(mmio);
-        break;
-      case abi.KVM_EXIT_SHUTDOWN:
-        return { reason: 'triple-fault', code: null, message: 'the guest’s CPU shut down (triple fault)' };
-      case abi.KVM_EXIT_SYSTEM_EVENT:
-        host.finish(systemEvent(vcpu.runView));
-        break;
-      case abi.KVM_EXIT_INTERNAL_ERROR:
-      case abi.KVM_EXIT_DEBUG:
-      case abi.KVM_EXIT_X86_WRMSR:
-        if (!assist) return failure(describeExit(event, vcpu.runView));
-        assist.handleExit(event, host);
-        break;
-      default:
-        return failure(describeExit(event, vcpu.runView));
-    }
-    assist?.follow();
+    handleExit(event, machine, host, data);
     if (host.end) return host.end;
   }
+}
+
+function handleExit(reason: number, machine: VirtualMachine, host: HostServices, data: ExitData): void {
+  const { ports, mmio, assist, vcpu } = machine;
+  switch (reason) {
+    case abi.KVM_EXIT_IO:
+      data.portAccess(ports);
+      break;
+    case abi.KVM_EXIT_MMIO:
+      data.mmioAccess(mmio);
+      break;
+    case abi.KVM_EXIT_SHUTDOWN:
+      host.finish({ reason: 'triple-fault', code: null, message: 'the guest’s CPU shut down (triple fault)' });
+      break;
+    case abi.KVM_EXIT_SYSTEM_EVENT:
+      host.finish(systemEvent(vcpu.runView));
+      break;
+    case abi.KVM_EXIT_INTERNAL_ERROR:
+    case abi.KVM_EXIT_DEBUG:
+    case abi.KVM_EXIT_X86_WRMSR:
+      if (assist) assist.handleExit(reason, host);
+      else host.finish(failure(describeExit(reason, vcpu.runView)));
+      break;
+    default:
+      host.finish(failure(describeExit(reason, vcpu.runView)));
+  }
+  assist?.follow();
+}
+
+/**
+ * Brings the vCPU to where its state is all in KVM, without running the guest: what the last exit began is finished,
+ * which may take further exits (KVM API 5). @returns whether the guest goes on after it.
+ */
+export function settle(machine: VirtualMachine, host: HostServices): boolean {
+  const data = new ExitData(machine.vcpu.run.buffer);
+  while (!host.end) {
+    const result = host.runHost.settle();
+    if (result === 0) return true;
+    if (result < 0) host.finish(failure(`KVM_RUN failed with ${errnoName(-result)}`));
+    else handleExit(result - 1, machine, host, data);
+  }
+  return false;
 }
 
 function failure(message: string): MachineEnd {

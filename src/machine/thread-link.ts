@@ -23,7 +23,7 @@ const READ_AHEAD = 64 * 1024;
 type Request = Omit<ControlRequest, 'id'>;
 
 /** What a thread says unasked. */
-type Notice = Exclude<MachineMessage, { type: 'ready' | 'failed' | 'reply' | 'ended' }>;
+type Notice = Exclude<MachineMessage, { type: 'ready' | 'failed' | 'reply' | 'refusal' | 'ended' }>;
 
 /**
  * The main thread's side of a machine thread: the Worker, its doorbell, the sockets whose other ends it has, and requests
@@ -167,6 +167,10 @@ export class ThreadLink {
       }
       case 'reply':
         this.#pending.get(message.id)?.resolve(message.answer);
+        this.#pending.delete(message.id);
+        break;
+      case 'refusal':
+        this.#pending.get(message.id)?.reject(errorFromData(message.error));
         this.#pending.delete(message.id);
         break;
       case 'ended':

@@ -1,33 +1,45 @@
-import { writeAcpiTables } from '../arch/x86_64/acpi/tables.js';
-import { detectKvmFlavour } from '../arch/x86_64/assist/detect.js';
 import type { NestedAssist } from '../arch/x86_64/assist/nested-assist.js';
 import { shapeCpuid } from '../arch/x86_64/cpuid.js';
 import { setEntryState } from '../arch/x86_64/entry-state.js';
-import { writeMpTable } from '../arch/x86_64/mptable.js';
-import { writeBootGdt, writeBootPageTables } from '../arch/x86_64/page-tables.js';
+import { restoreVcpu, saveVcpu, type VcpuState } from '../arch/x86_64/vcpu-state.js';
 import { GuestIo } from '../backends/guest-io.js';
-import { agentArchive } from '../boot/agent-archive.js';
-import { loadKernel } from '../boot/load.js';
-import { Bus } from '../bus/bus.js';
+import { Bus, type BusDevice, type DeviceState } from '../bus/bus.js';
 import { BootTimer } from '../devices/boot-timer.js';
 import { CmosRtc } from '../devices/cmos-rtc.js';
 import { DebugExit } from '../devices/debug-exit.js';
 import { I8042 } from '../devices/i8042.js';
 import { Serial16550 } from '../devices/serial-16550.js';
 import { SleepControl } from '../devices/sleep-control.js';
-import { Kvm } from '../kvm/kvm.js';
+import * as abi from '../kvm/generated/abi.js';
 import type { VcpuFd } from '../kvm/vcpu.js';
 import type { VmFd } from '../kvm/vm.js';
-import { commandLine } from './command-line.js';
+import { bytesToState, type StateReader } from '../state-reader.js';
 import type { ResolvedConfig } from './config.js';
 import { virtioDeviceCount } from './device-config.js';
 import { now } from './end.js';
 import { Timer } from './fd-events.js';
-import { GuestRam } from './guest-ram.js';
+import type { GuestRam, MemoryLayer } from './guest-ram.js';
+import { Hardware } from './hardware.js';
 import type { HostServices } from './host-services.js';
-import { gsi, layout, ports, virtioSlot } from './layout.js';
+import { gsi, layout, ports } from './layout.js';
+import { loadGuest } from './load-guest.js';
 import type { UserDevices } from './user-devices/user-devices.js';
 import { addVirtioDevices } from './virtio-devices.js';
+
+/** PIC master and slave, IOAPIC. */
+const IRQCHIPS = 3;
+const IRQCHIP_BYTES = abi.kvm_irqchip.sizeof;
+
+/** A machine without its memory. Structures of the KVM API are in base64, numbers of 64 bits in hexadecimal. */
+export interface SavedState {
+  /** kvmclock, in nanoseconds. */
+  readonly clock: string;
+  readonly vcpus: readonly VcpuState[];
+  readonly irqchips: readonly { readonly registers: string }[];
+  readonly pit: string;
+  /** By name. */
+  readonly devices: Readonly<Record<string, DeviceState>>;
+}
 
 /** One power-on of a machine: its KVM objects, memory and devices, from a kernel loaded to the guest's end. */
 export class VirtualMachine implements Disposable {
@@ -36,83 +48,118 @@ export class VirtualMachine implements Disposable {
   readonly mmio = new Bus('MMIO');
   /** Only where KVM interprets the guest's kernel. */
   readonly assist: NestedAssist | undefined;
-  readonly #resources: Disposable[];
 
-  private constructor(vcpu: VcpuFd, assist: NestedAssist | undefined, resources: Disposable[]) {
-    this.vcpu = vcpu;
+  readonly #hardware: Hardware;
+  #io: GuestIo | undefined;
+
+  private constructor(hardware: Hardware, assist: NestedAssist | undefined) {
+    this.vcpu = hardware.vcpu;
     this.assist = assist;
-    this.#resources = resources;
+    this.#hardware = hardware;
   }
 
   /** Builds a machine and loads its kernel. @throws TsvisorError of every kind that a configuration can cause. */
-  static async build(config: ResolvedConfig, host: HostServices, devices: UserDevices): Promise<VirtualMachine> {
-    // What is made is released in reverse, here if building fails and in dispose otherwise.
-    const resources: Disposable[] = [];
-    const own = <T extends Disposable>(resource: T): T => {
-      resources.push(resource);
-      return resource;
-    };
-    try {
-      const flavour = detectKvmFlavour();
-      const kvm = own(Kvm.open());
-      const vm = own(kvm.createVm());
-      // Loaded only where it is used: it is the largest part of the machine thread's code.
-      const Assist =
-        flavour === 'interpreted' ? (await import('../arch/x86_64/assist/nested-assist.js')).NestedAssist : undefined;
-      Assist?.prepare(vm);
-      const ram = own(new GuestRam(vm, config.memory));
-      const { memory } = ram;
-      vm.setTssAddr(layout.tss);
-      vm.setIdentityMapAddr(layout.identityMap);
-      vm.createIrqchip();
-      vm.createPit2();
-      const vcpu = own(vm.createVcpu(0));
+  static build(config: ResolvedConfig, host: HostServices, devices: UserDevices): Promise<VirtualMachine> {
+    return VirtualMachine.#make(config, host, devices, [], async (hardware) => {
+      const { kvm, vcpu, flavour } = hardware;
       const cpuid = kvm.supportedCpuid();
       shapeCpuid(cpuid, 0, config.cpus, flavour);
       vcpu.setCpuid(cpuid);
       host.statistics.phase('vmCreated');
-
-      const virtioCount = virtioDeviceCount(config) + devices.virtio.length;
-      const virtio = Array.from({ length: virtioCount }, (_, index) => virtioSlot(index));
-      const { cpus, serial, acpi } = config;
-      const entry = await loadKernel(memory, {
-        kernel: config.kernel,
-        initrd: config.initrd,
-        initrdPrefix: config.agentProgram === undefined ? undefined : agentArchive(config.agentProgram),
-        commandLine: commandLine(config, flavour, devices),
-        rsdp: acpi === 'off' ? undefined : writeAcpiTables(memory, { cpus, serial, virtio }),
-      });
-      writeBootPageTables(memory);
-      writeBootGdt(memory);
-      if (acpi !== 'on') {
-        // The PIT, which KVM has at pin 0, and the ISA devices.
-        const pins = [0, gsi.serial, gsi.cmos].map((pin) => ({ pin, level: false }));
-        const own = devices.mmio.flatMap(({ place: { gsi }, trigger }) =>
-          gsi === undefined ? [] : [{ pin: gsi, level: trigger === 'level' }],
-        );
-        writeMpTable(memory, cpus, [...pins, ...virtio.map(({ gsi }) => ({ pin: gsi, level: true })), ...own]);
-      }
-      setEntryState(vcpu, entry);
+      setEntryState(vcpu, await loadGuest(hardware, config, devices));
       host.statistics.phase('kernelLoaded');
+    });
+  }
 
-      const assist = Assist && new Assist(vcpu, memory);
-      const machine = new VirtualMachine(vcpu, assist, resources);
-      machine.#addDevices(vm, config, host);
-      own(devices.powerOn(memory, vm, machine.mmio));
-      if (virtioCount > 0) {
-        const io = own(new GuestIo(ram.regions, host.events));
-        addVirtioDevices(machine.mmio, vm, { config, memory, io, host, own, devices: devices.virtio });
-      }
-      host.runHost.attachVcpu(vcpu.fd, vcpu.run);
+  /**
+   * Builds a machine that goes on where another was saved. @param layers its memory. @param state what save() gave, which
+   * may be anybody's input. @throws SnapshotError, and as build().
+   */
+  static async restore(
+    config: ResolvedConfig,
+    host: HostServices,
+    devices: UserDevices,
+    layers: readonly MemoryLayer[],
+    state: StateReader,
+  ): Promise<VirtualMachine> {
+    const machine = await VirtualMachine.#make(config, host, devices, layers, async ({ vm, vcpu }) => {
+      host.statistics.phase('vmCreated');
+      vm.setIrqchips(state.list('irqchips', IRQCHIPS).map((chip) => chip.bytes('registers', IRQCHIP_BYTES)));
+      vm.setPit(state.bytes('pit', abi.kvm_pit_state2.sizeof));
+      vm.setClock(state.bigint('clock'));
+      restoreVcpu(vcpu, state.list('vcpus', 1)[0] ?? state.refuse('vcpus', 'are none'));
+    });
+    try {
+      const saved = state.object('devices');
+      for (const device of machine.#devices) if (device.restore) device.restore(saved.object(device.name));
       return machine;
     } catch (error) {
-      release(resources);
+      machine[Symbol.dispose]();
       throw error;
     }
   }
 
+  /** @param load makes it ready to run, before its devices are there. */
+  static async #make(
+    config: ResolvedConfig,
+    host: HostServices,
+    devices: UserDevices,
+    layers: readonly MemoryLayer[],
+    load: (hardware: Hardware) => Promise<void>,
+  ): Promise<VirtualMachine> {
+    const hardware = await Hardware.create(config.memory, layers);
+    try {
+      await load(hardware);
+      const { vm, vcpu, ram, own } = hardware;
+      const { memory } = ram;
+      const machine = new VirtualMachine(hardware, hardware.Assist && new hardware.Assist(vcpu, memory));
+      machine.#addDevices(vm, config, host);
+      own(devices.powerOn(memory, vm, machine.mmio));
+      if (virtioDeviceCount(config) + devices.virtio.length > 0) {
+        const io = own(new GuestIo(ram.regions, memory, host.events));
+        addVirtioDevices(machine.mmio, vm, { config, memory, io, host, own, devices: devices.virtio });
+        machine.#io = io;
+      }
+      host.runHost.attachVcpu(vcpu.fd, vcpu.run);
+      return machine;
+    } catch (error) {
+      hardware[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  get ram(): GuestRam {
+    return this.#hardware.ram;
+  }
+
+  /** Calls back, now or later on this thread, when no device works on a request; with its vCPUs stopped. */
+  whenQuiet(callback: () => void): void {
+    if (this.#io) this.#io.whenIdle(callback);
+    else callback();
+  }
+
+  /** Everything but the memory, as JSON. The vCPUs are stopped, their last exits settled, and the machine is quiet. */
+  save(): SavedState {
+    const { kvm, vm, vcpu } = this.#hardware;
+    // What a vCPU writes of its clock comes into memory by KVM_KVMCLOCK_CTRL: memory is saved after this.
+    vcpu.notePause();
+    return {
+      clock: vm.getClock().toString(16),
+      vcpus: [saveVcpu(vcpu, kvm.msrIndices())],
+      irqchips: vm.getIrqchips().map((registers) => ({ registers: bytesToState(registers) })),
+      pit: bytesToState(vm.getPit()),
+      devices: Object.fromEntries(
+        this.#devices.flatMap((device) => (device.save ? [[device.name, device.save()]] : [])),
+      ),
+    };
+  }
+
+  get #devices(): BusDevice[] {
+    return [...this.ports.ranges, ...this.mmio.ranges].map(({ device }) => device);
+  }
+
   [Symbol.dispose](): void {
-    release(this.#resources);
+    this.#hardware[Symbol.dispose]();
   }
 
   /** Adding a device is a line here. */
@@ -147,7 +194,7 @@ export class VirtualMachine implements Disposable {
 
   #serial(vm: VmFd, host: HostServices, stream: NonNullable<HostServices['serial']>): Serial16550 {
     const timer = new Timer(host.events, () => serial.timerExpired());
-    this.#resources.push({ [Symbol.dispose]: () => timer.close() });
+    this.#hardware.own({ [Symbol.dispose]: () => timer.close() });
     let first = true;
     const serial: Serial16550 = new Serial16550({
       interrupt: { set: (level) => vm.setIrqLine(gsi.serial, level) },
@@ -170,9 +217,4 @@ export class VirtualMachine implements Disposable {
     stream.onReadable = () => serial.inputReady();
     return serial;
   }
-}
-
-function release(resources: Disposable[]): void {
-  for (const resource of resources.reverse()) resource[Symbol.dispose]();
-  resources.length = 0;
 }

@@ -16,9 +16,14 @@ export class GuestMemoryRangeError extends Error {
 /** Up to so many bytes a loop is faster than a view for set(). */
 const SMALL = 32;
 
+/** log2 of the size of a page. */
+const PAGE_SHIFT = 12;
+
 class Region {
   readonly gpa: number;
   readonly size: number;
+  /** A byte for each page, 1 where it was written; undefined while nobody asks. */
+  written: Uint8Array | undefined;
   readonly bytes: Uint8Array;
   readonly view: DataView;
 
@@ -28,6 +33,11 @@ class Region {
     if (!(gpa >= 0) || !Number.isSafeInteger(gpa + this.size)) throw new RangeError(`no guest memory region at ${gpa}`);
     this.bytes = new Uint8Array(buffer);
     this.view = new DataView(buffer);
+  }
+
+  /** @param at from the region's start. @param length more than 0. */
+  mark(at: number, length: number): void {
+    if (this.written) this.written.fill(1, at >>> PAGE_SHIFT, ((at + length - 1) >>> PAGE_SHIFT) + 1);
   }
 }
 
@@ -77,10 +87,14 @@ export class GuestMemory {
     return true;
   }
 
-  /** A live view of RAM. The range must lie in one region: those that may straddle use read and write. */
+  /**
+   * A live view of RAM, taken to be written now. The range must lie in one region: those that may straddle use read and
+   * write.
+   */
   slice(gpa: number, length: number): Uint8Array {
     const region = this.#whole(gpa, length);
     if (!region || !Number.isInteger(length) || length < 0) throw new GuestMemoryRangeError(gpa, length);
+    if (length > 0) region.mark(gpa - region.gpa, length);
     return region.bytes.subarray(gpa - region.gpa, gpa - region.gpa + length);
   }
 
@@ -103,14 +117,17 @@ export class GuestMemory {
     if (region) {
       const at = gpa - region.gpa;
       for (let i = 0; i < length; i++) region.bytes[at + i] = data[i] as number;
+      if (region.written && length > 0) region.mark(at, length);
       return;
     }
     this.#each(gpa, data.length, (part, offset) => part.set(data.subarray(offset, offset + part.length)));
+    this.noteWrite(gpa, data.length);
   }
 
   /** Sets a range to zero. */
   zero(gpa: number, length: number): void {
     this.#each(gpa, length, (part) => part.fill(0));
+    this.noteWrite(gpa, length);
   }
 
   /** A byte. @throws GuestMemoryRangeError where there is no memory. */
@@ -146,6 +163,7 @@ export class GuestMemory {
     const region = this.#whole(gpa, 1);
     if (!region) throw new GuestMemoryRangeError(gpa, 1);
     region.view.setUint8(gpa - region.gpa, value);
+    if (region.written) region.mark(gpa - region.gpa, 1);
   }
 
   /** Two bytes, little-endian. @throws GuestMemoryRangeError where there is no memory. */
@@ -153,6 +171,7 @@ export class GuestMemory {
     const region = this.#whole(gpa, 2);
     if (region) {
       region.view.setUint16(gpa - region.gpa, value, true);
+      if (region.written) region.mark(gpa - region.gpa, 2);
     } else {
       this.#scratch.setUint16(0, value, true);
       this.#scatter(gpa, 2);
@@ -164,6 +183,7 @@ export class GuestMemory {
     const region = this.#whole(gpa, 4);
     if (region) {
       region.view.setUint32(gpa - region.gpa, value, true);
+      if (region.written) region.mark(gpa - region.gpa, 4);
     } else {
       this.#scratch.setUint32(0, value, true);
       this.#scatter(gpa, 4);
@@ -175,9 +195,41 @@ export class GuestMemory {
     const region = this.#whole(gpa, 8);
     if (region) {
       region.view.setBigUint64(gpa - region.gpa, value, true);
+      if (region.written) region.mark(gpa - region.gpa, 8);
     } else {
       this.#scratch.setBigUint64(0, value, true);
       this.#scatter(gpa, 8);
+    }
+  }
+
+  /** From now on the pages that are written through this object are noted; what was noted before is forgotten. */
+  trackWrites(): void {
+    for (const region of this.#regions) region.written = new Uint8Array(Math.ceil(region.size / 2 ** PAGE_SHIFT));
+  }
+
+  /** Undoes trackWrites(). */
+  ignoreWrites(): void {
+    for (const region of this.#regions) region.written = undefined;
+  }
+
+  /**
+   * The pages of a region that were written since the last call, a byte each, which are forgotten.
+   * @param gpa of the region's start. @param into gets 1 for each; others stay as they are.
+   */
+  takeWrites(gpa: number, into: Uint8Array): void {
+    const written = this.#regions.find((region) => region.gpa === gpa)?.written;
+    if (!written) return;
+    for (let page = written.indexOf(1); page >= 0; page = written.indexOf(1, page + 1)) into[page] = 1;
+    written.fill(0);
+  }
+
+  /** Somebody else has written there: the host's kernel. What is not RAM does not count. */
+  noteWrite(gpa: number, length: number): void {
+    if (!this.#last.written || length <= 0) return;
+    for (const region of this.#regions) {
+      const start = Math.max(gpa, region.gpa);
+      const end = Math.min(gpa + length, region.gpa + region.size);
+      if (start < end) region.mark(start - region.gpa, end - start);
     }
   }
 

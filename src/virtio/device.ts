@@ -1,8 +1,7 @@
+import type { DeviceState } from '../bus/bus.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
+import type { StateReader } from '../state-reader.js';
 import type { Virtqueue } from './queue.js';
-
-/** JSON of a device's own state, for snapshots. */
-export type DeviceState = Readonly<Record<string, unknown>>;
 
 /** What a device gets when its driver is ready (DRIVER_OK). It is over with the next reset(). */
 export interface VirtioContext {
@@ -50,8 +49,10 @@ export interface VirtioModel {
    * memory keeps the vCPUs from running until that is over (VcpuHold).
    */
   reset(): void;
+  /** What a snapshot must carry of it beyond its queues; absent where there is nothing. No request is under way. */
   save?(): DeviceState;
-  restore?(state: DeviceState): void;
+  /** Takes over what save() gave; after activate(), if its driver was ready. @throws SnapshotError when it cannot be. */
+  restore?(state: StateReader): void;
 }
 
 /** A feature bit as a set. */

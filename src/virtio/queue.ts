@@ -131,6 +131,17 @@ export class Virtqueue {
     return chain;
   }
 
+  /**
+   * Has the driver notify the device of the next chain that it makes available, though there may be some already.
+   * @returns a number that is another once it has.
+   */
+  awaitNext(): number {
+    const index = this.#memory.readU16(this.#available + 2);
+    if (this.#alive && this.#options.eventIndex) this.#memory.writeU16(this.#used + 4 + 8 * this.size, index);
+    fence();
+    return index;
+  }
+
   /** Takes back the chain popped last: the next pop() gives it again. */
   unpop(chain: DescriptorChain): void {
     this.#free.push(chain);

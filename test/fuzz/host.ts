@@ -37,6 +37,7 @@ export class ManualEvents {
       },
       unwatch: (fd) => (this.#armed.delete(fd) ? 0 : -2),
       next: () => -9,
+      settle: () => -9,
       close: () => {},
     };
     this.events = new FdEvents(host);
@@ -129,7 +130,7 @@ export class ManualIo extends GuestIo {
 
   constructor(memory: Memory) {
     const host = new addon.RunHost();
-    super(memory.regions, new FdEvents(host));
+    super(memory.regions, memory.guest, new FdEvents(host));
     this.#host = host;
     this.#memory = memory;
   }

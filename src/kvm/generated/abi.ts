@@ -21,6 +21,12 @@ export const KVM_X86_SET_MSR_FILTER = 1099476678;
 export const KVM_IRQFD = 1075883638;
 export const KVM_IOEVENTFD = 1077980793;
 export const KVM_GET_DIRTY_LOG = 1074835010;
+export const KVM_GET_IRQCHIP = 3255348834;
+export const KVM_SET_IRQCHIP = 2181607011;
+export const KVM_GET_PIT2 = 2154868383;
+export const KVM_SET_PIT2 = 1081126560;
+export const KVM_GET_CLOCK = 2150674044;
+export const KVM_SET_CLOCK = 1076932219;
 export const KVM_RUN = 44672;
 export const KVM_GET_REGS = 2156965505;
 export const KVM_SET_REGS = 1083223682;
@@ -51,6 +57,7 @@ export const KVM_INTERRUPT = 1074048646;
 export const KVM_NMI = 44698;
 export const KVM_GET_TSC_KHZ = 44707;
 export const KVM_SET_TSC_KHZ = 44706;
+export const KVM_KVMCLOCK_CTRL = 44717;
 
 // Capabilities (KVM_CHECK_EXTENSION).
 export const KVM_CAP_IRQCHIP = 0;
@@ -130,6 +137,10 @@ export const KVM_SYNC_X86_SREGS = 2;
 export const KVM_SYNC_X86_EVENTS = 4;
 export const KVM_MP_STATE_RUNNABLE = 0;
 export const KVM_MP_STATE_HALTED = 3;
+export const KVM_IRQCHIP_PIC_MASTER = 0;
+export const KVM_IRQCHIP_PIC_SLAVE = 1;
+export const KVM_IRQCHIP_IOAPIC = 2;
+export const KVM_VCPUEVENT_VALID_SIPI_VECTOR = 2;
 export const KVM_CPUID_FLAG_SIGNIFCANT_INDEX = 1;
 export const KVM_VCPUEVENT_VALID_NMI_PENDING = 1;
 export const KVM_VCPUEVENT_VALID_SHADOW = 4;
@@ -363,6 +374,43 @@ export const kvm_userspace_memory_region = {
   guest_phys_addr: 8,
   memory_size: 16,
   userspace_addr: 24,
+} as const;
+
+export const kvm_irqchip = {
+  sizeof: 520,
+  chip_id: 0,
+  chip: 8,
+} as const;
+
+export const kvm_pit_state2 = {
+  sizeof: 112,
+  channels: 0,
+  flags: 72,
+} as const;
+
+export const kvm_clock_data = {
+  sizeof: 48,
+  clock: 0,
+  flags: 8,
+  realtime: 16,
+  host_tsc: 24,
+} as const;
+
+export const kvm_lapic_state = {
+  sizeof: 1024,
+  regs: 0,
+} as const;
+
+export const kvm_msr_list = {
+  sizeof: 4,
+  nmsrs: 0,
+  indices: 4,
+} as const;
+
+export const kvm_dirty_log = {
+  sizeof: 16,
+  slot: 0,
+  dirty_bitmap: 8,
 } as const;
 
 export const kvm_pit_config = {

@@ -1,7 +1,9 @@
 import type { Disk } from '../../backends/disk/disk.js';
+import type { DeviceState } from '../../bus/bus.js';
 import { errnoName } from '../../errors.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
-import { type DeviceState, feature, type VirtioContext, type VirtioModel } from '../device.js';
+import type { StateReader } from '../../state-reader.js';
+import { feature, type VirtioContext, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
 import type { Virtqueue } from '../queue.js';
 import { configSpace } from './config-space.js';
@@ -143,9 +145,8 @@ export class Blk implements VirtioModel {
     return { writeback: this.#writeback };
   }
 
-  /** After activate(), which it may overrule. */
-  restore({ writeback }: DeviceState): void {
-    this.#writeback = writeback === true;
+  restore(state: StateReader): void {
+    this.#writeback = state.boolean('writeback');
   }
 
   /** Whether a feature was negotiated. */

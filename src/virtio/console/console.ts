@@ -1,8 +1,10 @@
 import type { GuestIo } from '../../backends/guest-io.js';
 import type { PortStream } from '../../backends/port-stream.js';
-import { type DeviceState, feature, type VirtioContext, type VirtioModel } from '../device.js';
+import type { DeviceState } from '../../bus/bus.js';
+import type { StateReader } from '../../state-reader.js';
+import { feature, type VirtioContext, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
-import { Control, type ControlState } from './control.js';
+import { Control } from './control.js';
 import { Port } from './port.js';
 
 const { virtio_console_config: layout } = abi;
@@ -108,13 +110,17 @@ export class VirtioConsole implements VirtioModel {
   }
 
   save(): DeviceState {
-    return { control: this.#control.save(), ports: this.#ports.map(({ open, sent }) => ({ open, sent })) };
+    const printed = this.#printed;
+    return { printed, control: this.#control.save(), ports: this.#ports.map(({ open, sent }) => ({ open, sent })) };
   }
 
-  restore(state: DeviceState): void {
-    this.#control.restore(state.control as ControlState);
-    (state.ports as { open: boolean; sent: number }[]).forEach(({ open, sent }, id) => {
-      Object.assign(this.#ports[id] as Port, { open, sent });
+  restore(state: StateReader): void {
+    this.#control.restore(state.object('control'));
+    this.#printed = state.boolean('printed');
+    state.list('ports', this.#ports.length).forEach((saved, id) => {
+      const port = this.#ports[id] as Port;
+      port.sent = saved.number('sent', 0, 2 ** 32);
+      port.open = saved.boolean('open');
     });
   }
 

@@ -1,3 +1,4 @@
+import type { StateReader } from '../../state-reader.js';
 import * as abi from '../generated/virtio.js';
 import type { Virtqueue } from '../queue.js';
 import type { Port } from './port.js';
@@ -6,6 +7,7 @@ const { virtio_console_control: header } = abi;
 
 /** What the guest is still to be told of a port, in the order in which it is told. */
 const Pending = { add: 1, console: 2, size: 4, name: 8, open: 16 } as const;
+const ALL_PENDING = 31;
 
 /** How far the guest has come with a port. */
 interface PortState {
@@ -107,9 +109,12 @@ export class Control {
     return { ports: this.#ports.map(({ pending, added, ready }) => ({ pending, added, ready })) };
   }
 
-  restore({ ports }: ControlState): void {
-    this.#ports.forEach((state, id) => {
-      Object.assign(state, ports[id]);
+  restore(saved: StateReader): void {
+    saved.list('ports', this.#ports.length).forEach((port, id) => {
+      const state = this.#ports[id] as PortState;
+      state.pending = port.number('pending', 0, ALL_PENDING);
+      state.added = port.boolean('added');
+      state.ready = port.boolean('ready');
     });
   }
 

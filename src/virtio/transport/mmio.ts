@@ -1,7 +1,8 @@
-import type { BusDevice } from '../../bus/bus.js';
+import type { BusDevice, DeviceState } from '../../bus/bus.js';
 import type { InterruptLine } from '../../devices/host.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
-import { type DeviceState, feature, type VirtioModel } from '../device.js';
+import type { StateReader } from '../../state-reader.js';
+import { feature, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
 import { type QueueState, queueProblem, Virtqueue } from '../queue.js';
 
@@ -25,6 +26,29 @@ const TRANSPORT_FEATURES =
 
 /** Bytes of guest physical address space that a device takes. */
 export const MMIO_LENGTH = 0x1000;
+
+const U32 = 0xffff_ffff;
+
+/** Where a driver puts the parts of a queue: registers of the lower halves, each followed by that of the upper half. */
+const QUEUE_ADDRESSES = [
+  ['descriptors', abi.VIRTIO_MMIO_QUEUE_DESC_LOW],
+  ['available', abi.VIRTIO_MMIO_QUEUE_AVAIL_LOW],
+  ['used', abi.VIRTIO_MMIO_QUEUE_USED_LOW],
+] as const;
+
+/** What of a device and its transport is saved. */
+export interface TransportState {
+  readonly status: number;
+  readonly deviceFeaturesSelector: number;
+  readonly driverFeaturesSelector: number;
+  /** In hexadecimal. */
+  readonly driverFeatures: string;
+  readonly queueSelector: number;
+  readonly queues: readonly (QueueState & { readonly ready: boolean; readonly alive: boolean })[];
+  readonly interruptStatus: number;
+  readonly configGeneration: number;
+  readonly device: DeviceState;
+}
 
 /** What the driver wrote of a queue: 32-bit registers by offset / 4, of which only those of set-up are read. */
 interface QueueSetup {
@@ -117,9 +141,10 @@ export class VirtioMmio implements BusDevice {
     this.#guarded(() => this.device.reset());
   }
 
-  save(): DeviceState {
+  save(): TransportState {
     const queues = this.#queues.map((queue, i) => {
-      return { ready: queue.ready, ...(this.#active[i]?.state ?? placement(queue)) };
+      const active = this.#active[i];
+      return { ready: queue.ready, alive: active?.alive ?? false, ...(active?.state ?? placement(queue)) };
     });
     return {
       status: this.#status,
@@ -132,6 +157,49 @@ export class VirtioMmio implements BusDevice {
       configGeneration: this.#configGeneration,
       device: this.device.save?.() ?? {},
     };
+  }
+
+  /** Takes over a saved state, of a device of the same kind as it is after power-on, and goes on with its requests. */
+  restore(state: StateReader): void {
+    this.#status = state.number('status', 0, 0xff);
+    this.#deviceFeaturesSelector = state.number('deviceFeaturesSelector', 0, U32);
+    this.#driverFeaturesSelector = state.number('driverFeaturesSelector', 0, U32);
+    this.#driverFeatures = state.bigint('driverFeatures', 128);
+    this.#queueSelector = state.number('queueSelector', 0, U32);
+    this.#configGeneration = state.number('configGeneration', 0, U32);
+    const saved = state.list('queues', this.#queues.length);
+    if (saved.length !== this.#queues.length) state.refuse('queues', `are not ${this.#queues.length}`);
+    saved.forEach((queue, i) => {
+      const { registers } = this.#queues[i] as QueueSetup;
+      registers[abi.VIRTIO_MMIO_QUEUE_NUM >> 2] = queue.number('size', 0, U32);
+      for (const [name, register] of QUEUE_ADDRESSES) {
+        const address = queue.number(name, 0, 2 ** 64);
+        registers[register >> 2] = address % 2 ** 32;
+        registers[(register >> 2) + 1] = address / 2 ** 32;
+      }
+    });
+    const ready = saved.map((queue) => queue.boolean('ready'));
+    this.#queues.forEach((queue, i) => {
+      queue.ready = ready[i] as boolean;
+      const maximum = this.device.queueSizes[i] as number;
+      const problem = queue.ready && queueProblem(this.#host.memory, placement(queue), maximum);
+      if (problem) state.refuse('queues', `have ${problem}`);
+    });
+    if (this.#status & FEATURES_OK && !this.#featuresAcceptable()) {
+      state.refuse('driverFeatures', 'are not what the device offers');
+    }
+    if (this.#status & DRIVER_OK && !(this.#status & NEEDS_RESET)) {
+      this.#activate(
+        saved.map((queue, i) => ({
+          nextAvailable: queue.number('nextAvailable', 0, 0xffff),
+          nextUsed: queue.number('nextUsed', 0, 0xffff),
+          alive: queue.boolean('alive') && (ready[i] as boolean),
+        })),
+      );
+    }
+    this.device.restore?.(state.object('device'));
+    this.#setInterruptStatus(this.#interruptStatus | state.number('interruptStatus', 0, 3));
+    for (let i = 0; i < this.#active.length; i++) this.#notify(i);
   }
 
   #register(offset: number): number {
@@ -240,6 +308,12 @@ export class VirtioMmio implements BusDevice {
   }
 
   #start(): void {
+    this.#activate(this.#queues.map(({ ready }) => ({ nextAvailable: 0, nextUsed: 0, alive: ready })));
+    for (let i = 0; i < this.#active.length; i++) this.#notify(i);
+  }
+
+  /** @param positions how far each queue has come. */
+  #activate(positions: readonly { nextAvailable: number; nextUsed: number; alive: boolean }[]): void {
     const features = this.#driverFeatures;
     const { memory } = this.#host;
     const options = {
@@ -249,8 +323,10 @@ export class VirtioMmio implements BusDevice {
       broken: (what: string) => this.#fail(`its driver made ${what}`),
     };
     const queues = this.#queues.map((setup, i) => {
-      const queue = new Virtqueue(memory, placement(setup), { ...options, limit: this.device.queueSizes[i] as number });
-      if (!setup.ready) queue.close();
+      const { alive, ...position } = positions[i] as (typeof positions)[number];
+      const state = { ...placement(setup), ...position };
+      const queue = new Virtqueue(memory, state, { ...options, limit: this.device.queueSizes[i] as number });
+      if (!alive) queue.close();
       return queue;
     });
     this.#active = queues;
@@ -265,7 +341,6 @@ export class VirtioMmio implements BusDevice {
         },
       });
     });
-    for (let i = 0; i < this.#active.length; i++) this.#notify(i);
   }
 
   #notify(index: number): void {
@@ -326,7 +401,7 @@ export class VirtioMmio implements BusDevice {
 }
 
 /** Addresses from 2^53 on are not exact: there is no RAM. */
-function placement({ registers }: QueueSetup): QueueState {
+function placement({ registers }: Pick<QueueSetup, 'registers'>): QueueState {
   const register = (offset: number) => registers[offset >> 2] as number;
   return {
     size: register(abi.VIRTIO_MMIO_QUEUE_NUM),

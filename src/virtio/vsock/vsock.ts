@@ -2,7 +2,7 @@ import type { GuestIo } from '../../backends/guest-io.js';
 import type { VsockChannel } from '../../backends/vsock/channel.js';
 import { HEADER_SIZE, HOST_CID, MAX_PAYLOAD } from '../../backends/vsock/packet.js';
 import type { DescriptorChain } from '../chain.js';
-import { type DeviceState, feature, type VirtioContext, type VirtioModel } from '../device.js';
+import { feature, type VirtioContext, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
 import type { Virtqueue } from '../queue.js';
 import { Segments } from '../segments.js';
@@ -54,6 +54,9 @@ export class VirtioVsock implements VirtioModel {
   #full = false;
   /** The driver is to be told that its connections are no more. */
   #transportReset = false;
+  /** It was told, and has not heard yet. */
+  #resetting = false;
+  #eventSentAt = 0;
 
   constructor({ cid, channel, io, warn }: VsockOptions) {
     this.#cid = cid;
@@ -84,7 +87,17 @@ export class VirtioVsock implements VirtioModel {
     if (index === TRANSMIT) this.#transmit();
     else if (index === RECEIVE) {
       if (this.#waiting) this.#receive();
-    } else this.#sendEvent();
+    } else this.#handleEvents();
+  }
+
+  #handleEvents(): void {
+    const queue = this.#queues[EVENT];
+    if (this.#resetting && !this.#transportReset && queue?.awaitNext() !== this.#eventSentAt) {
+      // The driver has given the event's buffer back: it has read it.
+      this.#resetting = false;
+      this.#receive();
+    }
+    this.#sendEvent();
   }
 
   reset(): void {
@@ -92,17 +105,21 @@ export class VirtioVsock implements VirtioModel {
     this.#queues = [];
     this.#waiting = undefined;
     this.#delivered = 0;
-    this.#transportReset = false;
+    this.#transportReset = this.#resetting = false;
   }
 
   /** Connections are not saved: their other ends are not here any more when the guest goes on. */
-  save(): DeviceState {
-    return {};
+  save(): { transportReset: boolean } {
+    return { transportReset: this.#transportReset };
   }
 
-  /** After activate(). Tells the guest that its connections were interrupted (section 5.10.6.7). */
+  /**
+   * Tells the guest that its connections were interrupted (section 5.10.6.7). Until it has heard, packets for it wait: it
+   * would take them for those of before.
+   */
   restore(): void {
-    this.#transportReset = true;
+    if (this.#queues.length === 0) return;
+    this.#transportReset = this.#resetting = true;
     this.#sendEvent();
   }
 
@@ -152,7 +169,7 @@ export class VirtioVsock implements VirtioModel {
   /** As many packets as there are buffers at most. */
   #receive(): void {
     const queue = this.#queues[RECEIVE];
-    if (!queue) return;
+    if (!queue || this.#resetting) return;
     for (;;) {
       const packet = this.#waiting ?? this.#channel.receive();
       if (!packet) {
@@ -201,6 +218,7 @@ export class VirtioVsock implements VirtioModel {
     const event = new Uint8Array(abi.virtio_vsock_event.sizeof); // VIRTIO_VSOCK_EVENT_TRANSPORT_RESET is 0
     queue.push(chain, chain.writable.write(0, event));
     this.#transportReset = false;
+    this.#eventSentAt = queue.awaitNext();
     queue.publish();
   }
 }

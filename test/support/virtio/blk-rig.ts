@@ -59,7 +59,7 @@ export class BlkRig {
   constructor(disk: Disk, options: DriverOptions | null = {}, memorySize = 32 << 20) {
     this.disk = disk;
     const { mapping, memory } = mockMemory(memorySize);
-    this.io = new GuestIo([[0, mapping]], this.#events);
+    this.io = new GuestIo([[0, mapping]], memory, this.#events);
     disk.attach(this.io, memory);
     this.blk = new Blk({
       name: 'blk0',

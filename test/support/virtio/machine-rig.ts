@@ -20,7 +20,7 @@ export class MachineRig implements Disposable {
   constructor() {
     const { mapping, memory } = mockMemory(32 << 20);
     this.memory = memory;
-    this.io = new GuestIo([[0, mapping]], this.events);
+    this.io = new GuestIo([[0, mapping]], memory, this.events);
     this.#ring = this.events.add(this.#doorbell, () => {
       addon.read(this.#doorbell, new Uint8Array(8), 0, 8);
       this.#rung = true;

@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest';
+import { StateReader } from '#dist/state-reader.js';
 import { feature } from '#dist/virtio/device.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import { BlkRig, header, IOERR, OK, range, SECTOR, statusOf, UNSUPP } from '../../support/virtio/blk-rig.js';
@@ -454,6 +455,6 @@ test('writeback is saved and restored', () => {
   const state = rig.blk.save();
   rig.driver.initialize();
   expect(writeback(rig)).toBe(1);
-  rig.blk.restore(state);
+  rig.blk.restore(new StateReader(state, 'blk'));
   expect(writeback(rig)).toBe(0);
 });

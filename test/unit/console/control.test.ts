@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest';
+import { StateReader } from '#dist/state-reader.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import { ConsoleRig, encode, type Message } from './rig.js';
 
@@ -292,7 +293,7 @@ describe('save and restore', () => {
 
     using after = ConsoleRig.ready(['hvc0', 'a']);
     after.streams[0]?.resize({ rows: 25, columns: 80 });
-    after.device.restore(state);
+    after.device.restore(new StateReader(state, 'console'));
     expect(after.device.save()).toEqual(state);
     expect(plain(after.control())).toEqual(plain([size(0, 80, 25)]));
     after.receiveq(0).add([16]);

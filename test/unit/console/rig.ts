@@ -112,7 +112,7 @@ export class ConsoleRig implements Disposable {
     const { mapping, memory } = mockMemory(64 << 20);
     this.#mapping = mapping;
     this.#memory = memory;
-    this.io = new GuestIo([[0, mapping]], this.events);
+    this.io = new GuestIo([[0, mapping]], memory, this.events);
     const pairs = ports.map(() => addon.socketpair() as [number, number]);
     this.streams = pairs.map(([, there], i) => {
       const name = ports[i] as string;

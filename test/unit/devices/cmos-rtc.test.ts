@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { CmosRtc } from '#dist/devices/cmos-rtc.js';
+import { StateReader } from '#dist/state-reader.js';
 import { random } from './serial-rig.js';
 
 const [SECONDS, MINUTES, HOURS, DAY_OF_WEEK, DAY, MONTH, YEAR, CENTURY] = [0, 2, 4, 6, 7, 8, 9, 0x32];
@@ -251,7 +252,7 @@ describe('CmosRtc state', () => {
       if (halted) rig.write(B, SET | HOURS_24);
       const state = JSON.parse(JSON.stringify(rig.rtc.save()));
       const other = new Rig('2026-01-01T00:00:00.100Z');
-      other.rtc.restore(state);
+      other.rtc.restore(new StateReader(state, 'cmos'));
       expect(other.rtc.save()).toEqual(state);
       other.time += 60_000;
       other.write(B, HOURS_24);

@@ -1,5 +1,6 @@
 import { describe, expect, test, vi } from 'vitest';
 import { I8042 } from '#dist/devices/i8042.js';
+import { StateReader } from '#dist/state-reader.js';
 import { random } from './serial-rig.js';
 
 const [DATA, STATUS, COMMAND] = [0, 4, 4];
@@ -152,7 +153,7 @@ describe('I8042', () => {
       if (i % 1000 === 0) {
         const state = JSON.parse(JSON.stringify(device.save()));
         const other = new I8042(() => {});
-        other.restore(state);
+        other.restore(new StateReader(state, 'i8042'));
         expect(other.save()).toEqual(state);
       }
     }

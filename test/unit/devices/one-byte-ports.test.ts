@@ -2,6 +2,7 @@ import { describe, expect, test, vi } from 'vitest';
 import { BootTimer } from '#dist/devices/boot-timer.js';
 import { DebugExit } from '#dist/devices/debug-exit.js';
 import { SleepControl } from '#dist/devices/sleep-control.js';
+import { StateReader } from '#dist/state-reader.js';
 
 describe('DebugExit', () => {
   test.each([0, 1, 42, 255])('a byte ends the machine with its value: %d', (code) => {
@@ -46,7 +47,7 @@ describe('SleepControl', () => {
     const device = new SleepControl(() => {});
     device.writeByte(0, 3 << 2);
     const other = new SleepControl(() => {});
-    other.restore(JSON.parse(JSON.stringify(device.save())));
+    other.restore(new StateReader(JSON.parse(JSON.stringify(device.save())), 'sleep'));
     expect(other.readByte(0)).toBe(3 << 2);
     other.reset();
     expect(other.readByte(0)).toBe(0);
@@ -71,7 +72,7 @@ describe('BootTimer', () => {
     expect(state).toEqual({ seen: [1] });
     device.reset();
     device.writeByte(0, 1);
-    device.restore(state);
+    device.restore(new StateReader(state, 'timer'));
     device.writeByte(0, 1);
     expect(names).toEqual(['init', 'init']);
   });

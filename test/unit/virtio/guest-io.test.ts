@@ -22,7 +22,7 @@ beforeEach(() => {
   file = openSync(join(folder, 'file'), 'w+');
   host = new addon.RunHost();
   events = new FdEvents(host);
-  io = new GuestIo([[0, mapping]], events);
+  io = new GuestIo([[0, mapping]], memory, events);
 });
 afterEach(() => {
   io[Symbol.dispose]();
@@ -156,7 +156,7 @@ test('cancel completes what has not begun; it works on afterwards', () => {
 
 test('dispose tells no request anything and leaves no descriptor or thread', () => {
   const before = resources();
-  const other = new GuestIo([[0, mapping]], events);
+  const other = new GuestIo([[0, mapping]], memory, events);
   const request = new Request();
   for (let i = 0; i < 20; i++) other.submit(request, IoOperation.write, file, 0, 0, segments([0, 1 << 20]));
   other[Symbol.dispose]();

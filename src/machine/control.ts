@@ -1,0 +1,153 @@
+import { type MessagePort, receiveMessageOnPort } from 'node:worker_threads';
+import { errnoName, errorToData, SnapshotError } from '../errors.js';
+import { addon } from '../kvm/addon.js';
+import { EPOLLIN } from '../kvm/generated/abi.js';
+import { dirtyExtents } from './dirty-extents.js';
+import type { HostServices } from './host-services.js';
+import type {
+  ControlAnswer,
+  ControlRequest,
+  DeviceRequest,
+  MachineMessage,
+  MachineState,
+  SavedMachine,
+  SavePages,
+} from './messages.js';
+import { settle } from './run-loop.js';
+import type { UserDevices } from './user-devices/user-devices.js';
+import type { VirtualMachine } from './virtual-machine.js';
+
+/**
+ * Control requests from the main thread. The doorbell's eventfd brings the run loop here; this thread's own event loop
+ * does not run meanwhile.
+ */
+export class Control {
+  state: MachineState;
+  #machine: VirtualMachine;
+  readonly #host: HostServices;
+  readonly #devices: UserDevices;
+  readonly #port: MessagePort;
+  readonly #doorbell: number;
+  readonly #count = new Uint8Array(8);
+  readonly #watch: (events: number) => void;
+  /** Of `hold`: lets the vCPUs run again. */
+  #letGo: (() => void) | undefined;
+  /** The request that waits for the devices. */
+  #holding: number | undefined;
+
+  /** @param state `created`, or `paused` for a machine that was saved. */
+  constructor(
+    machine: VirtualMachine,
+    state: MachineState,
+    host: HostServices,
+    devices: UserDevices,
+    port: MessagePort,
+    doorbell: number,
+  ) {
+    this.#machine = machine;
+    this.state = state;
+    this.#host = host;
+    this.#devices = devices;
+    this.#port = port;
+    this.#doorbell = doorbell;
+    this.#watch = host.events.add(doorbell, () => this.#receive());
+    this.#watch(EPOLLIN);
+  }
+
+  /** The guest was reset: a new machine is in the place of that of before. */
+  replaceMachine(machine: VirtualMachine): void {
+    this.#machine = machine;
+    if (this.#holding === undefined) return;
+    this.#refuse(this.#holding, new SnapshotError('snapshot: the guest reset itself meanwhile; take it again'));
+    this.#holding = undefined;
+    this.#release();
+  }
+
+  #receive(): void {
+    addon.read(this.#doorbell, this.#count, 0, 8);
+    this.#watch(EPOLLIN); // before the messages are read, so that one sent meanwhile rings again
+    for (let m = receiveMessageOnPort(this.#port); m; m = receiveMessageOnPort(this.#port)) {
+      const message = m.message as ControlRequest | DeviceRequest;
+      if ('device' in message) this.#devices.receive(message);
+      else this.#handle(message);
+    }
+  }
+
+  #handle(request: ControlRequest): void {
+    const { id, command, resize } = request;
+    let saved: SavedMachine | undefined;
+    if (command === 'stop') {
+      this.#host.finish({ reason: 'stopped', code: null, message: 'the machine was stopped' });
+    } else if (command === 'start' || command === 'resume') {
+      this.#host.statistics.phase('firstEntry');
+      this.#host.setRunning(true);
+      this.state = 'running';
+    } else if (command === 'pause') {
+      this.#host.setRunning(false);
+      this.state = 'paused';
+    } else if (command === 'resize' && resize) {
+      this.#host.consolePorts[resize.port]?.resize(resize.size);
+    } else if (command === 'hold') {
+      this.#hold(id);
+      return;
+    } else if (command === 'save' && request.save) {
+      try {
+        saved = this.#save(request.save);
+      } catch (error) {
+        this.#refuse(id, error);
+        return;
+      }
+    } else if (command === 'release') this.#release();
+    this.#reply(id, saved);
+  }
+
+  #hold(id: number): void {
+    this.#letGo ??= this.#host.holdVcpus();
+    this.#holding = id;
+    if (!settle(this.#machine, this.#host)) return; // the guest's end: nobody waits any more
+    const machine = this.#machine;
+    machine.whenQuiet(() => {
+      for (const disk of this.#host.drives) if (!disk.readOnly) disk.flush(NOBODY);
+      machine.whenQuiet(() => {
+        if (this.#holding !== id) return;
+        this.#holding = undefined;
+        this.#reply(id);
+      });
+    });
+  }
+
+  #save({ fd, pages, track }: SavePages): SavedMachine {
+    const { ram } = this.#machine;
+    if (!this.#letGo) throw new SnapshotError('snapshot: the machine is not held');
+    const machine = this.#machine.save();
+    let written: Uint8Array | undefined;
+    let extents: (readonly [number, number])[] | undefined;
+    if (pages === 'dirty') {
+      if (!ram.tracksDirtyPages) throw new SnapshotError('snapshot: nothing tells which pages were written since');
+      written = new Uint8Array(ram.pages);
+      ram.takeDirtyPages(written);
+      extents = dirtyExtents(written);
+    }
+    const bytes = ram.save(fd, written);
+    if (bytes < 0) throw new SnapshotError(`snapshot: writing the memory failed with ${errnoName(-bytes)}`);
+    ram.trackDirtyPages(track);
+    return { machine, extents, bytes };
+  }
+
+  #release(): void {
+    this.#letGo?.();
+    this.#letGo = undefined;
+  }
+
+  #reply(id: number, saved?: SavedMachine): void {
+    const answer: ControlAnswer = { state: this.state, stats: this.#host.statistics.snapshot(), saved };
+    this.#port.postMessage({ type: 'reply', id, answer } satisfies MachineMessage);
+  }
+
+  #refuse(id: number, error: unknown): void {
+    this.#port.postMessage({ type: 'refusal', id, error: errorToData(error) } satisfies MachineMessage);
+  }
+}
+
+/** Who asks a disk for a flush waits by whenQuiet(). */
+const NOBODY = { ioDone: () => {} };

@@ -1,0 +1,159 @@
+import { randomBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { type FileHandle, mkdir, open, readdir, rename, rm, writeFile } from 'node:fs/promises';
+import { cpus, release } from 'node:os';
+import { basename, dirname, join, relative, resolve } from 'node:path';
+import { SnapshotError, TsvisorError } from '../errors.js';
+import type { ResolvedConfig } from '../machine/config.js';
+import type { ControlAnswer, SavedMachine } from '../machine/messages.js';
+import type { ThreadLink } from '../machine/thread-link.js';
+import { packageVersion } from '../package-version.js';
+import { captureDisks } from './disks.js';
+import { referenceTo } from './file-reference.js';
+import { encodeState, MEMORY_FILE, type SnapshotState, STATE_FILE } from './format.js';
+
+/** What a snapshot is to hold. */
+export interface SnapshotOptions {
+  /**
+   * What becomes of drives that the guest may write: `copy` (default) copies what it wrote into the snapshot, so that the
+   * machine can go on; `reference` only notes which files they are, which must then stay as they are: for a machine that
+   * is stopped by `stop`. Read-only drives are always noted.
+   */
+  readonly disks?: 'copy' | 'reference';
+  /**
+   * Whether only the memory that was written since this machine's last snapshot (or since it was restored with
+   * `track`) is written, beside a reference to that one, which must stay where it is. Default false.
+   */
+  readonly differential?: boolean;
+  /** Whether to note what is written from now on, for a differential snapshot later. Default: as `differential`. */
+  readonly track?: boolean;
+  /** Whether the machine ends with the snapshot. Default false: it goes on. */
+  readonly stop?: boolean;
+}
+
+/** What was written. */
+export interface SnapshotInfo {
+  /** Its folder. */
+  readonly path: string;
+  /** 32 hexadecimal digits, of its own. */
+  readonly id: string;
+  /** Bytes of memory that were written, holes not counted. */
+  readonly memoryBytes: number;
+  /** Milliseconds for which the guest stood still. */
+  readonly pauseMs: number;
+}
+
+/** What is known of the machine that is saved. */
+export interface SnapshotSource {
+  readonly link: Pick<ThreadLink, 'request'>;
+  readonly config: ResolvedConfig;
+  /** What can be given to a machine again, without functions. */
+  readonly portable: object;
+  /** The snapshot that tracked pages are counted from. */
+  readonly base: { readonly path: string; readonly id: string } | undefined;
+}
+
+/**
+ * Writes a snapshot: its folder appears complete or not at all.
+ * @param folder does not exist, or is empty. @throws SnapshotError, ERR_MACHINE_STATE
+ */
+export async function takeSnapshot(
+  source: SnapshotSource,
+  folder: string,
+  options: SnapshotOptions,
+): Promise<SnapshotInfo> {
+  const path = resolve(folder);
+  if (existsSync(path) && (await readdir(path).catch(() => ['?'])).length > 0) {
+    throw new SnapshotError(`${folder}: exists already; name a folder that does not`);
+  }
+  const { base } = source;
+  if (options.differential && !base) {
+    throw new SnapshotError('snapshot: a differential one needs one before it, taken with track: true');
+  }
+  const temporary = join(dirname(path), `.${basename(path)}.${randomBytes(6).toString('hex')}.tmp`);
+  try {
+    await mkdir(temporary, { mode: 0o700 });
+    const info = await write(source, temporary, path, options);
+    await rename(temporary, path);
+    await syncFolder(dirname(path));
+    return info;
+  } catch (error) {
+    await rm(temporary, { recursive: true, force: true });
+    if (error instanceof TsvisorError) throw error;
+    const { code, message } = error as NodeJS.ErrnoException;
+    throw new SnapshotError(`${folder}: the snapshot cannot be written: ${code ?? message}`, { cause: error });
+  }
+}
+
+async function write(
+  source: SnapshotSource,
+  temporary: string,
+  path: string,
+  options: SnapshotOptions,
+): Promise<SnapshotInfo> {
+  const memory = await open(join(temporary, MEMORY_FILE), 'wx', 0o600);
+  try {
+    await memory.truncate(source.config.memory);
+    const { state, memoryBytes, pauseMs } = await capture(source, memory.fd, temporary, path, options);
+    await writeFile(join(temporary, STATE_FILE), encodeState(state), { flag: 'wx', mode: 0o600, flush: true });
+    await memory.sync();
+    await syncFolder(temporary);
+    return { path, id: state.id, memoryBytes, pauseMs };
+  } finally {
+    await memory.close();
+  }
+}
+
+/**
+ * Saves a machine. Unless it is to stop, it goes on when this is done.
+ * @param memory open for writing, as long as RAM. @param disks folder for copies. @param path where both will be.
+ */
+export async function capture(
+  { link, config, portable, base }: SnapshotSource,
+  memory: number,
+  disks: string,
+  path: string,
+  options: SnapshotOptions,
+): Promise<{ state: SnapshotState; memoryBytes: number; pauseMs: number }> {
+  const { disks: mode = 'copy', differential = false, track = differential, stop = false } = options;
+  const began = performance.now();
+  let pauseMs = 0;
+  let saved: SavedMachine;
+  let captured: SnapshotState['disks'];
+  try {
+    await link.request({ command: 'hold' });
+    captured = await captureDisks(config.drives, mode, disks);
+    const pages = differential ? 'dirty' : 'all';
+    saved = savedBy(await link.request({ command: 'save', save: { fd: memory, pages, track } }));
+  } finally {
+    if (!stop) await link.request({ command: 'release' }).catch(() => {}); // it may have ended
+    pauseMs = performance.now() - began;
+  }
+  const parent = differential && base ? { path: relative(path, base.path), id: base.id } : undefined;
+  const state: SnapshotState = {
+    id: randomBytes(16).toString('hex'),
+    created: new Date().toISOString(),
+    host: { cpu: cpus()[0]?.model ?? '', kernel: release(), tsvisor: packageVersion() },
+    config: portable,
+    boot: [config.kernel, config.initrd, config.agentProgram].flatMap((file) => (file ? [referenceTo(file)] : [])),
+    disks: captured,
+    memory: { size: config.memory, ...(parent && saved.extents && { parent, extents: saved.extents }) },
+    machine: saved.machine,
+  };
+  return { state, memoryBytes: saved.bytes, pauseMs };
+}
+
+function savedBy({ saved }: ControlAnswer): SavedMachine {
+  if (!saved) throw new TsvisorError('ERR_INTERNAL', 'the machine thread saved nothing');
+  return saved;
+}
+
+async function syncFolder(path: string): Promise<void> {
+  let folder: FileHandle | undefined;
+  try {
+    folder = await open(path, 'r');
+    await folder.sync();
+  } finally {
+    await folder?.close();
+  }
+}
