@@ -200,6 +200,12 @@ Napi::Value OfdLock(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), result);
 }
 
+// seekData(fd, offset): where the file has data from offset on, or -errno: -ENXIO where only a hole is left (lseek(2)).
+Napi::Value SeekData(const Napi::CallbackInfo& info) {
+  off_t at = lseek(info[0].As<Napi::Number>().Int32Value(), info[1].As<Napi::Number>().Int64Value(), SEEK_DATA);
+  return Napi::Number::New(info.Env(), static_cast<double>(at < 0 ? -errno : at));
+}
+
 Napi::Value Close(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Close(info[0].As<Napi::Number>().Int32Value()));
 }
@@ -278,6 +284,7 @@ void InitSyscalls(Napi::Env env, Napi::Object exports) {
   SetRaw(env, exports, "timerfdSet", TimerfdSet);
   exports.Set("open", Napi::Function::New(env, Open, "open"));
   exports.Set("ofdLock", Napi::Function::New(env, OfdLock, "ofdLock"));
+  exports.Set("seekData", Napi::Function::New(env, SeekData, "seekData"));
   exports.Set("close", Napi::Function::New(env, Close, "close"));
   exports.Set("eventfd", Napi::Function::New(env, Eventfd, "eventfd"));
   exports.Set("memfdCreate", Napi::Function::New(env, MemfdCreate, "memfdCreate"));

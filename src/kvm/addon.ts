@@ -71,6 +71,8 @@ export interface Addon {
   open(path: string, flags: number): number;
   /** Takes an open-file-description lock, or tells whether it could be had; 0 or -errno, -EAGAIN where it could not. */
   ofdLock(fd: number, test: boolean, exclusive: boolean, start: number, length: number): number;
+  /** Where a file has data from an offset on, or -errno: -ENXIO where only a hole is left. */
+  seekData(fd: number, offset: number): number;
   close(fd: number): number;
   eventfd(initial: number): number;
   memfdCreate(name: string, size: number): number;

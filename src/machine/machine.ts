@@ -206,6 +206,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     const { onLog, signal, ...rest } = options;
     signal?.throwIfAborted();
     await using snapshot = await OpenSnapshot.open(folder);
+    if (rest.verify) await snapshot.verify();
     const machine = await Machine.#resurrect(snapshot.state, snapshot.layers, snapshot.path, rest, {
       ...(onLog && { onLog }),
       ...(signal && { signal }),

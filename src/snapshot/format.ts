@@ -4,6 +4,7 @@ import { MAX_EXTENTS } from '../machine/dirty-extents.js';
 import { PAGE_SIZE } from '../machine/layout.js';
 import type { SavedState } from '../machine/virtual-machine.js';
 import { StateReader } from '../state-reader.js';
+import { checksumsLength } from './memory-checksums.js';
 
 /**
  * A snapshot is a folder of these files, described in docs/snapshots.md:
@@ -65,6 +66,8 @@ export interface SnapshotState {
     readonly parent?: { readonly path: string; readonly id: string };
     readonly extents?: readonly (readonly [page: number, count: number])[];
   };
+  /** Of the memory file, in base64: see memory-checksums.ts. Only the state of a file has them. */
+  readonly memoryChecksums?: string;
   readonly machine: SavedState;
 }
 
@@ -83,6 +86,7 @@ export interface CheckedState {
   readonly boot: readonly FileReference[];
   readonly disks: readonly DiskCapture[];
   readonly memory: SnapshotState['memory'];
+  readonly memoryChecksums: Uint8Array | undefined;
   readonly machine: unknown;
 }
 
@@ -107,6 +111,8 @@ export function decodeState(bytes: Buffer, path: string): CheckedState {
   const id = state.text('id', 32);
   if (!ID.test(id)) state.refuse('id', 'is not 32 hexadecimal digits');
   const host = state.object('host');
+  const memory = readMemory(state.object('memory'));
+  const sums = 'memoryChecksums';
   return {
     id,
     created: state.text('created', 64),
@@ -114,7 +120,8 @@ export function decodeState(bytes: Buffer, path: string): CheckedState {
     config: state.raw('config'),
     boot: state.list('boot', MAX_FILES).map(readReference),
     disks: state.list('disks', MAX_FILES).map(readDisk),
-    memory: readMemory(state.object('memory')),
+    memory,
+    memoryChecksums: state.has(sums) ? state.bytes(sums, checksumsLength(memory.size)) : undefined,
     machine: state.raw('machine'),
   };
 }

@@ -4,18 +4,26 @@ import { join, resolve } from 'node:path';
 import { SnapshotError } from '../errors.js';
 import type { MemoryLayer } from '../machine/guest-ram.js';
 import { type CheckedState, decodeState, MEMORY_FILE, STATE_FILE, STATE_LIMIT } from './format.js';
+import { verifyMemory } from './memory-checksums.js';
 
 /** Snapshots that one may be based on: each is one more mapping of every page. */
 const MAX_DEPTH = 32;
+
+/** A memory file. */
+interface MemoryFile {
+  readonly file: FileHandle;
+  readonly path: string;
+  readonly checksums: Uint8Array | undefined;
+}
 
 /** A snapshot that is open: its state, and its memory's files from the oldest on. */
 export class OpenSnapshot implements AsyncDisposable {
   readonly path: string;
   readonly state: CheckedState;
   readonly layers: readonly MemoryLayer[];
-  readonly #files: readonly FileHandle[];
+  readonly #files: readonly MemoryFile[];
 
-  private constructor(path: string, state: CheckedState, layers: readonly MemoryLayer[], files: readonly FileHandle[]) {
+  private constructor(path: string, state: CheckedState, layers: readonly MemoryLayer[], files: readonly MemoryFile[]) {
     this.path = path;
     this.state = state;
     this.layers = layers;
@@ -25,17 +33,18 @@ export class OpenSnapshot implements AsyncDisposable {
   /** Opens a snapshot, which may be anybody's. @throws SnapshotError that names the file. */
   static async open(folder: string): Promise<OpenSnapshot> {
     const path = resolve(folder);
-    const files: FileHandle[] = [];
+    const files: MemoryFile[] = [];
     const layers: MemoryLayer[] = [];
     try {
       const state = await readState(path);
       for (let at = path, now = state; ; ) {
-        const memory = await openRegular(join(at, MEMORY_FILE));
-        files.unshift(memory);
+        const file = join(at, MEMORY_FILE);
+        const memory = await openRegular(file);
+        files.unshift({ file: memory, path: file, checksums: now.memoryChecksums });
         const { size, parent, extents } = now.memory;
         const length = (await memory.stat()).size;
         if (length !== size) {
-          throw new SnapshotError(`${join(at, MEMORY_FILE)}: damaged: it has ${length} bytes instead of ${size}`);
+          throw new SnapshotError(`${file}: damaged: it has ${length} bytes instead of ${size}`);
         }
         layers.unshift({ fd: memory.fd, extents });
         if (!parent) break;
@@ -52,14 +61,26 @@ export class OpenSnapshot implements AsyncDisposable {
       }
       return new OpenSnapshot(path, state, layers, files);
     } catch (error) {
-      await Promise.all(files.map((file) => file.close()));
+      await closeAll(files);
       throw error;
     }
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.all(this.#files.map((file) => file.close()));
+  /** Reads all memory files. @throws SnapshotError that names the file and where it is not what was written. */
+  async verify(): Promise<void> {
+    for (const { file, path, checksums } of this.#files) {
+      if (!checksums) throw new SnapshotError(`${path}: cannot be verified: its snapshot has no checksums of it`);
+      await verifyMemory(file, checksums, this.state.memory.size, path);
+    }
   }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await closeAll(this.#files);
+  }
+}
+
+async function closeAll(files: readonly MemoryFile[]): Promise<void> {
+  await Promise.all(files.map(({ file }) => file.close()));
 }
 
 async function readState(folder: string): Promise<CheckedState> {

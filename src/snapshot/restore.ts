@@ -25,9 +25,21 @@ export interface RestoreOptions {
   readonly devices?: readonly DeviceModule[];
   /** Whether to note what is written from now on, for a differential snapshot. Default false. */
   readonly track?: boolean;
+  /**
+   * Whether the memory is read whole first and compared with the snapshot's checksums. Default false: nothing of it is
+   * read before it is touched, and what is damaged in it the guest finds.
+   */
+  readonly verify?: boolean;
 }
 
-const FIELDS: FieldsOf<RestoreOptions> = { drives: true, networks: true, vsock: true, devices: true, track: true };
+const FIELDS: FieldsOf<RestoreOptions> = {
+  drives: true,
+  networks: true,
+  vsock: true,
+  devices: true,
+  track: true,
+  verify: true,
+};
 const DRIVE: FieldsOf<DriveOverride> = { file: true, overlay: true };
 
 /** A configuration for a machine that goes on from a snapshot. */

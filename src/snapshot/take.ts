@@ -8,9 +8,11 @@ import type { ResolvedConfig } from '../machine/config.js';
 import type { ControlAnswer, SavedMachine } from '../machine/messages.js';
 import type { ThreadLink } from '../machine/thread-link.js';
 import { packageVersion } from '../package-version.js';
+import { bytesToState } from '../state-reader.js';
 import { captureDisks } from './disks.js';
 import { referenceTo } from './file-reference.js';
 import { encodeState, MEMORY_FILE, type SnapshotState, STATE_FILE } from './format.js';
+import { memoryChecksumsOf } from './memory-checksums.js';
 
 /** What a snapshot is to hold. */
 export interface SnapshotOptions {
@@ -91,11 +93,17 @@ async function write(
   path: string,
   options: SnapshotOptions,
 ): Promise<SnapshotInfo> {
-  const memory = await open(join(temporary, MEMORY_FILE), 'wx', 0o600);
+  const memory = await open(join(temporary, MEMORY_FILE), 'wx+', 0o600);
   try {
     await memory.truncate(source.config.memory);
     const { state, memoryBytes, pauseMs } = await capture(source, memory.fd, temporary, path, options);
-    await writeFile(join(temporary, STATE_FILE), encodeState(state), { flag: 'wx', mode: 0o600, flush: true });
+    // The guest runs again: its pause is not longer for these.
+    const memoryChecksums = bytesToState(await memoryChecksumsOf(memory, state.memory.size));
+    await writeFile(join(temporary, STATE_FILE), encodeState({ ...state, memoryChecksums }), {
+      flag: 'wx',
+      mode: 0o600,
+      flush: true,
+    });
     await memory.sync();
     await syncFolder(temporary);
     return { path, id: state.id, memoryBytes, pauseMs };
