@@ -127,7 +127,9 @@ export class DeviceError extends TsvisorError {
 /** A snapshot that cannot be made, or that is damaged, of another version or of another host. */
 export class SnapshotError extends TsvisorError {
   constructor(message: string, options?: ErrorOptions) {
-    super('ERR_SNAPSHOT', message, options);
+    // Somebody else may have chosen names in it.
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what it is about
+    super('ERR_SNAPSHOT', message.replace(/[\u0000-\u001f\u007f-\u009f]/g, '?'), options);
   }
 }
 

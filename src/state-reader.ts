@@ -14,7 +14,7 @@ export class StateReader {
     this.#path = path;
   }
 
-  /** An object's field as an object of its own; what is missing reads as an object without fields. */
+  /** An object's field as an object of its own. */
   object(name: string): StateReader {
     const value = this.#get(name);
     const path = this.#sub(name);
@@ -99,8 +99,9 @@ export class StateReader {
   }
 
   #get(name: string): unknown {
-    const value = this.#value as Record<string, unknown>;
-    return Object.hasOwn(value, name) ? value[name] : undefined;
+    const value = this.#value;
+    if (typeof value !== 'object' || value === null || !Object.hasOwn(value, name)) return undefined;
+    return (value as Record<string, unknown>)[name];
   }
 
   #sub(name: string): string {

@@ -99,7 +99,7 @@ export function resolveConfig(config: ConfigWithImages): ResolvedConfig {
   if (onReset !== 'restart' && onReset !== 'end')
     throw new UsageError(`onReset: ${onReset} is neither restart nor end`);
   if (typeof serial !== 'boolean') throw new UsageError(`serial: ${serial} is neither true nor false`);
-  const { terminal } = config;
+  const terminal = resolveTerminal(config.terminal);
   const { agent = false, agentProgram } = config;
   if (typeof agent !== 'boolean') throw new UsageError(`agent: ${agent} is neither true nor false`);
   if (agent && config.vsock === false)
@@ -107,6 +107,18 @@ export function resolveConfig(config: ConfigWithImages): ResolvedConfig {
   const devices = resolveDevices(agent ? { ...config, vsock: config.vsock ?? true } : config);
   const console = resolveConsole(config.console, serial, devices);
   return { kernel, initrd, append, memory, cpus, onReset, serial, console, agent, agentProgram, terminal, ...devices };
+}
+
+function resolveTerminal(terminal: MachineConfig['terminal']): MachineConfig['terminal'] {
+  if (terminal === undefined) return undefined;
+  checkFields(terminal, 'terminal', { type: true, rows: true, columns: true });
+  const { type, rows, columns } = terminal;
+  if (typeof type !== 'string' || /[\s\0"]/.test(type)) throw new UsageError('terminal.type: must be a word');
+  for (const [name, value] of Object.entries({ rows, columns })) {
+    if (Number.isInteger(value) && value >= 0 && value <= 65535) continue;
+    throw new UsageError(`terminal.${name}: ${value} is not a whole number from 0 to 65535`);
+  }
+  return terminal;
 }
 
 function resolveConsole(

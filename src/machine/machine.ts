@@ -96,6 +96,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   #portable: object = {};
   /** The snapshot since which written pages are noted. */
   #base: { readonly path: string; readonly id: string } | undefined;
+  /** The last of what holds the vCPUs. */
+  #held: Promise<unknown> = Promise.resolve();
   /** A folder with its private files. */
   #scratch: string | undefined;
   #state: MachineState = 'created';
@@ -222,12 +224,12 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     options: RestoreOptions,
     machineOptions: MachineOptions,
   ): Promise<Machine> {
-    const { config, networks, scratch } = await restoredConfig(state, folder, options);
+    const { config, networks, portable, scratch } = await restoredConfig(state, folder, options);
     const origin = { layers, machine: state.machine, track: options.track ?? false };
     let machine: Machine | undefined;
     try {
       machine = await Machine.#make(config, networks, machineOptions, origin);
-      machine.#portable = state.config as object;
+      machine.#portable = portable;
       return machine;
     } finally {
       if (machine) machine.#scratch = scratch;
@@ -373,9 +375,15 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
    * @throws SnapshotError when it cannot be written; ERR_MACHINE_STATE when the machine has ended.
    */
   async snapshot(folder: string, options: SnapshotOptions = {}): Promise<SnapshotInfo> {
-    const source = { link: this.#link, config: this.#config, portable: this.#portable, base: this.#base };
-    const info = await takeSnapshot(source, folder, options);
-    this.#base = options.track || options.differential ? info : undefined;
+    const info = await this.#oneByOne(async () => {
+      const saving = () => {
+        this.#base = undefined;
+      };
+      const source = { link: this.#link, config: this.#config, portable: this.#portable, base: this.#base, saving };
+      const info = await takeSnapshot(source, folder, options);
+      if (options.track || options.differential) this.#base = info;
+      return info;
+    });
     if (options.stop) await this.stop();
     return info;
   }
@@ -475,6 +483,13 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     const tooLate = new Promise<void>((resolve) => late.addEventListener('abort', () => resolve()));
     const done = agent.shutdown('poweroff', { signal: late }).then(() => this.wait());
     await Promise.race([done.catch(() => {}), tooLate]);
+  }
+
+  /** For what holds the vCPUs: the next begins when that before it is done. */
+  #oneByOne<T>(action: () => Promise<T>): Promise<T> {
+    const result = this.#held.then(action);
+    this.#held = result.catch(() => {});
+    return result;
   }
 
   #needAgent(): MachineAgent {

@@ -10,6 +10,7 @@ import { DebugExit } from '../devices/debug-exit.js';
 import { I8042 } from '../devices/i8042.js';
 import { Serial16550 } from '../devices/serial-16550.js';
 import { SleepControl } from '../devices/sleep-control.js';
+import { KvmError, SnapshotError } from '../errors.js';
 import * as abi from '../kvm/generated/abi.js';
 import type { VcpuFd } from '../kvm/vcpu.js';
 import type { VmFd } from '../kvm/vm.js';
@@ -39,6 +40,25 @@ export interface SavedState {
   readonly pit: string;
   /** By name. */
   readonly devices: Readonly<Record<string, DeviceState>>;
+}
+
+/** Gives a new machine's KVM objects their saved state. @throws SnapshotError */
+function restoreKvm({ kvm, vm, vcpu }: Hardware, state: StateReader): void {
+  const chips = state.list('irqchips', IRQCHIPS).map((chip) => chip.bytes('registers', IRQCHIP_BYTES));
+  if (chips.length !== IRQCHIPS) state.refuse('irqchips', `are not ${IRQCHIPS}`);
+  const pit = state.bytes('pit', abi.kvm_pit_state2.sizeof);
+  const clock = state.bigint('clock');
+  const [saved] = state.list('vcpus', 1);
+  if (!saved) state.refuse('vcpus', 'are none');
+  try {
+    vm.setIrqchips(chips);
+    vm.setPit(pit);
+    vm.setClock(clock);
+  } catch (cause) {
+    if (!(cause instanceof KvmError)) throw cause;
+    throw new SnapshotError(`snapshot: KVM of this host refuses it: ${cause.message}; it is damaged`, { cause });
+  }
+  restoreVcpu(vcpu, saved, kvm.msrIndices());
 }
 
 /** One power-on of a machine: its KVM objects, memory and devices, from a kernel loaded to the guest's end. */
@@ -82,12 +102,9 @@ export class VirtualMachine implements Disposable {
     layers: readonly MemoryLayer[],
     state: StateReader,
   ): Promise<VirtualMachine> {
-    const machine = await VirtualMachine.#make(config, host, devices, layers, async ({ vm, vcpu }) => {
+    const machine = await VirtualMachine.#make(config, host, devices, layers, async (hardware) => {
       host.statistics.phase('vmCreated');
-      vm.setIrqchips(state.list('irqchips', IRQCHIPS).map((chip) => chip.bytes('registers', IRQCHIP_BYTES)));
-      vm.setPit(state.bytes('pit', abi.kvm_pit_state2.sizeof));
-      vm.setClock(state.bigint('clock'));
-      restoreVcpu(vcpu, state.list('vcpus', 1)[0] ?? state.refuse('vcpus', 'are none'));
+      restoreKvm(hardware, state);
     });
     try {
       const saved = state.object('devices');

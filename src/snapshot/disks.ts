@@ -1,10 +1,12 @@
 import { execFile } from 'node:child_process';
+import { existsSync, lstatSync } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { SnapshotError } from '../errors.js';
 import type { ResolvedDrive } from '../machine/device-config.js';
 import { isUnchanged, referenceTo } from './file-reference.js';
-import type { DiskCapture } from './format.js';
+import type { DiskCapture, FileReference } from './format.js';
 
 const run = promisify(execFile);
 
@@ -46,53 +48,69 @@ export interface DriveOverride {
 }
 
 /**
- * The drives of a restored machine.
- * @param drives as they were. @param folder of the snapshot. @param scratch makes a folder that goes with the machine.
+ * Where the drives of a restored machine are. Paths of the host come from the captures alone, and only if they lead to
+ * what was there.
+ * @param captures of the machine's drives. @param folder of the snapshot. @param scratch makes a folder that goes with
+ * the machine.
  * @throws SnapshotError when a file is not what it was and no other is given.
  */
 export async function restoreDisks(
-  drives: readonly ResolvedDrive[],
   captures: readonly DiskCapture[],
   folder: string,
   overrides: readonly (DriveOverride | undefined)[],
   scratch: () => Promise<string>,
-): Promise<ResolvedDrive[]> {
-  const restored: ResolvedDrive[] = [];
-  for (const [index, drive] of drives.entries()) {
-    const capture = captures[index];
-    if (!capture) throw new SnapshotError(`snapshot: disks[${index}] is missing; the snapshot is damaged`);
+): Promise<{ file: string; overlay: string | undefined }[]> {
+  const restored: { file: string; overlay: string | undefined }[] = [];
+  for (const [index, { kind, files }] of captures.entries()) {
     const { file, overlay } = overrides[index] ?? {};
-    if (file === undefined) mustBeUnchanged(index, capture);
+    const [image, writes] = files;
+    const there = (reference: FileReference | undefined) => reference && unchangedPath(index, reference);
     const own = async () => overlay ?? join(await scratch(), copyName(index, 'overlay'));
-    if (capture.kind === 'reference') {
-      restored.push({ ...drive, file: file ?? drive.file, overlay: overlay ?? drive.overlay });
-    } else if (capture.kind === 'raw') {
-      restored.push({ ...drive, file: file ?? join(folder, copyName(index, 'raw')), overlay: await own() });
-    } else {
+    if (kind === 'reference') {
+      restored.push({ file: file ?? (there(image) as string), overlay: overlay ?? there(writes) });
+    } else if (kind === 'raw') {
+      const base = file ?? copyIn(folder, index, 'raw');
       const path = await own();
-      await copyFile(join(folder, copyName(index, 'overlay')), path);
-      restored.push({ ...drive, file: file ?? drive.file, overlay: path });
+      if (existsSync(path))
+        throw new SnapshotError(`drives[${index}].overlay: ${path} exists already; name a new file`);
+      restored.push({ file: base, overlay: path });
+    } else {
+      const base = file ?? (there(image) as string);
+      const path = await own();
+      await copyFile(copyIn(folder, index, 'overlay'), path);
+      restored.push({ file: base, overlay: path });
     }
   }
   return restored;
 }
 
-function mustBeUnchanged(index: number, { files }: DiskCapture): void {
-  const changed = files.find((file) => !isUnchanged(file));
-  if (!changed) return;
+function unchangedPath(index: number, reference: FileReference): string {
+  if (isUnchanged(reference)) return reference.path;
   throw new SnapshotError(
-    `snapshot: ${changed.path} of drives[${index}] is missing or was changed since; give the file that has the contents ` +
-      'of then as drives',
+    `snapshot: ${reference.path} of drives[${index}] is missing or was changed since; give the file that has the ` +
+      'contents of then as drives',
   );
 }
 
-/** A sparse copy, sharing blocks where the file system can; the target must not exist. */
+/** A file in the snapshot's folder; a link there could lead to any of the host's. */
+function copyIn(folder: string, index: number, kind: 'raw' | 'overlay'): string {
+  const path = join(folder, copyName(index, kind));
+  if (lstatSync(path, { throwIfNoEntry: false })?.isFile()) return path;
+  throw new SnapshotError(`${path}: there is no such file, or it is none; the snapshot is damaged`);
+}
+
+/** A sparse copy, sharing blocks where the file system can, and durable; the target must not exist. */
 async function copyFile(from: string, to: string): Promise<void> {
+  let target: FileHandle | undefined;
   try {
-    await run('cp', ['--no-clobber', '--sparse=always', '--reflink=auto', '--', from, to]);
+    target = await open(to, 'wx', 0o600);
+    await run('cp', ['--sparse=always', '--reflink=auto', '--', from, to]);
+    await target.sync();
   } catch (cause) {
-    const { stderr, message } = cause as Error & { stderr?: string };
-    const why = (stderr || message).trim().split('\n').at(-1);
+    const { stderr, message, code } = cause as NodeJS.ErrnoException & { stderr?: string };
+    const why = code === 'EEXIST' ? `${to} exists already` : (stderr || message).trim().split('\n').at(-1);
     throw new SnapshotError(`snapshot: copying ${from} failed: ${why}`, { cause });
+  } finally {
+    await target?.close();
   }
 }

@@ -1,5 +1,5 @@
 import { constants } from 'node:fs';
-import { type FileHandle, open } from 'node:fs/promises';
+import { type FileHandle, lstat, open } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { SnapshotError } from '../errors.js';
 import type { MemoryLayer } from '../machine/guest-ram.js';
@@ -38,14 +38,10 @@ export class OpenSnapshot implements AsyncDisposable {
     try {
       const state = await readState(path);
       for (let at = path, now = state; ; ) {
-        const file = join(at, MEMORY_FILE);
-        const memory = await openRegular(file);
-        files.unshift({ file: memory, path: file, checksums: now.memoryChecksums });
         const { size, parent, extents } = now.memory;
-        const length = (await memory.stat()).size;
-        if (length !== size) {
-          throw new SnapshotError(`${file}: damaged: it has ${length} bytes instead of ${size}`);
-        }
+        const file = join(at, MEMORY_FILE);
+        const memory = await openMemory(file, size);
+        files.unshift({ file: memory, path: file, checksums: now.memoryChecksums });
         layers.unshift({ fd: memory.fd, extents });
         if (!parent) break;
         if (layers.length === MAX_DEPTH) {
@@ -55,7 +51,7 @@ export class OpenSnapshot implements AsyncDisposable {
         }
         at = resolve(at, parent.path);
         now = await readState(at);
-        if (now.id !== parent.id || now.memory.size !== size) {
+        if (now.id !== parent.id || now.checksum !== parent.checksum || now.memory.size !== size) {
           throw new SnapshotError(`${at}: not the snapshot that ${folder} is based on`);
         }
       }
@@ -83,19 +79,49 @@ async function closeAll(files: readonly MemoryFile[]): Promise<void> {
   await Promise.all(files.map(({ file }) => file.close()));
 }
 
-async function readState(folder: string): Promise<CheckedState> {
+/** Reads and checks a snapshot's state. @throws SnapshotError */
+export async function readState(folder: string): Promise<CheckedState> {
   const path = join(folder, STATE_FILE);
   await using file = await openRegular(path);
   const { size } = await file.stat();
   if (size > STATE_LIMIT) throw new SnapshotError(`${path}: damaged: it has ${size} bytes`);
-  return decodeState(await file.readFile(), path);
+  const bytes = Buffer.alloc(size);
+  for (let done = 0; done < size; ) {
+    const { bytesRead } = await file.read(bytes, done, size - done, done);
+    if (bytesRead === 0) throw new SnapshotError(`${path}: it became shorter while it was read`);
+    done += bytesRead;
+  }
+  return decodeState(bytes, path);
 }
 
-/** Not to wait for, or act on, whatever else may be at that path. */
+/**
+ * A file that is to be mapped. Who may write it could change the guest's memory at any time, and end this process by
+ * making it shorter: that must be nobody but this user and root.
+ */
+async function openMemory(path: string, size: number): Promise<FileHandle> {
+  const file = await openRegular(path);
+  try {
+    const stat = await file.stat();
+    if (stat.size !== size) throw new SnapshotError(`${path}: damaged: it has ${stat.size} bytes instead of ${size}`);
+    if (stat.uid !== 0 && stat.uid !== process.geteuid?.()) {
+      throw new SnapshotError(
+        `${path}: it belongs to another user, who could change it; restore a copy of the snapshot`,
+      );
+    }
+    if (stat.mode & 0o022) throw new SnapshotError(`${path}: other users may change it; chmod go-w it, or copy it`);
+    return file;
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+/** Not to wait for, or act on, whatever else may be at that path, and not to follow where a link leads. */
 async function openRegular(path: string): Promise<FileHandle> {
   let file: FileHandle | undefined;
   try {
-    file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
+    if (!(await lstat(path)).isFile()) throw new SnapshotError(`${path}: not a regular file`);
+    file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK | constants.O_NOCTTY);
     if (!(await file.stat()).isFile()) throw new SnapshotError(`${path}: not a regular file`);
     return file;
   } catch (error) {

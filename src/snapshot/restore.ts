@@ -4,11 +4,12 @@ import { join } from 'node:path';
 import { SnapshotError, UsageError } from '../errors.js';
 import { type ResolvedConfig, resolveConfig } from '../machine/config.js';
 import type { ConfigWithImages } from '../machine/default-guest.js';
-import type { DeviceModule, NetworkConfig, VsockConfig } from '../machine/device-config.js';
-import { checkFields, type FieldsOf } from '../machine/fields.js';
+import type { DeviceModule, DriveConfig, NetworkConfig, VsockConfig } from '../machine/device-config.js';
+import { checkFields, checkList, type FieldsOf } from '../machine/fields.js';
+import { StateReader } from '../state-reader.js';
 import { type DriveOverride, restoreDisks } from './disks.js';
 import { isUnchanged } from './file-reference.js';
-import type { CheckedState } from './format.js';
+import type { CheckedState, DiskCapture } from './format.js';
 
 /**
  * What a machine gets that goes on from a snapshot. A snapshot may be anybody's: of what it names on this host, only
@@ -46,91 +47,174 @@ const DRIVE: FieldsOf<DriveOverride> = { file: true, overlay: true };
 export interface RestoredConfig {
   readonly config: ResolvedConfig;
   readonly networks: readonly NetworkConfig[];
+  /** The configuration, for the next snapshot. */
+  readonly portable: object;
   /** A folder that goes with the machine. */
   readonly scratch: string | undefined;
 }
 
+/** In place of a kernel of which nothing is known. */
+const NO_KERNEL = '(unknown)';
+const MAX_DEVICES = 64;
+
 /** @param folder of the snapshot. @throws SnapshotError, UsageError that names the option. */
 export async function restoredConfig(
-  state: Pick<CheckedState, 'config' | 'boot' | 'disks'>,
+  state: Pick<CheckedState, 'config' | 'boot' | 'disks' | 'memory'>,
   folder: string,
   options: RestoreOptions,
 ): Promise<RestoredConfig> {
   checkFields(options, 'options', FIELDS);
-  for (const [index, drive] of (options.drives ?? []).entries()) {
-    if (drive !== undefined) checkFields(drive, `drives[${index}]`, DRIVE);
-  }
-  const saved = savedConfig(state.config);
-  const networks = options.networks ?? (saved.networks ?? []).map(mayBeRestored);
-  const devices = options.devices ?? saved.devices ?? [];
-  if (options.devices === undefined && devices.length > 0) {
-    throw new SnapshotError('snapshot: the machine has devices of its own; give their modules again as devices');
-  }
-  sameLength('networks', networks, saved.networks);
-  sameLength('devices', devices, saved.devices);
-  networks.forEach(({ type }, index) => {
-    const before = saved.networks?.[index]?.type;
-    // What the guest negotiated with one kind of network another may not offer.
-    if (type !== before) throw new UsageError(`networks[${index}].type: the machine had ${before} there`);
-  });
-  const vsock = saved.vsock && { ...(typeof saved.vsock === 'object' && saved.vsock), ...options.vsock };
+  const overrides = options.drives ?? [];
+  checkList(overrides, 'drives');
+  overrides.forEach(checkOverride);
+  const saved = new StateReader(state.config, 'config');
+  const networks = restoredNetworks(saved, options.networks);
+  const devices = restoredDevices(saved, options.devices);
+  const vsock = restoredVsock(saved, options.vsock);
+  if (overrides.length > state.disks.length) sameLength('drives', overrides, state.disks);
+  const { boot } = state;
+  const whole: ConfigWithImages = {
+    // Of the saved fields resolveConfig() checks what is not given here. What leads to anything of the host is.
+    ...(state.config as object),
+    kernel: boot?.kernel.path ?? NO_KERNEL,
+    ...(boot?.initrd && { initrd: boot.initrd.path }),
+    ...(boot?.agentProgram && { agentProgram: boot.agentProgram.path }),
+    memory: state.memory.size,
+    drives: savedDrives(saved, state.disks),
+    networks,
+    devices,
+    ...(vsock && { vsock }),
+  };
   let resolved: ResolvedConfig;
   try {
-    resolved = resolveConfig({ ...saved, networks, devices, ...(vsock && { vsock }) });
+    resolved = resolveConfig(whole);
   } catch (cause) {
-    throw new SnapshotError(`snapshot: its configuration: ${(cause as Error).message}`, { cause });
+    const { message } = cause as Error;
+    const given = (['networks', 'devices', 'vsock'] as const).some((name) => options[name] && message.startsWith(name));
+    if (given) throw cause;
+    throw new SnapshotError(`snapshot: its configuration: ${message}`, { cause });
   }
   let scratch: string | undefined;
   try {
-    const drives = await restoreDisks(resolved.drives, state.disks, folder, options.drives ?? [], async () => {
+    const places = await restoreDisks(state.disks, folder, overrides, async () => {
       scratch ??= await mkdtemp(join(tmpdir(), 'tsvisor-'));
       return scratch;
     });
+    const drives = resolved.drives.map((drive, index) => ({ ...drive, ...places[index] }));
     // A reset would boot whatever is there now.
-    const onReset = state.boot.every(isUnchanged) ? resolved.onReset : 'end';
-    return { config: { ...resolved, drives, onReset }, networks, scratch };
+    const bootable = boot !== undefined && Object.values(boot).every((file) => file === undefined || isUnchanged(file));
+    const onReset = bootable ? resolved.onReset : 'end';
+    return { config: { ...resolved, drives, onReset }, networks, portable: portableConfig(whole), scratch };
   } catch (error) {
     if (scratch !== undefined) await rm(scratch, { recursive: true, force: true });
     throw error;
   }
 }
 
-/** A configuration as JSON can hold it: what only a program or this host can give is left out. */
+/** A configuration as JSON can hold it: what only a program or this host can give, and paths, are left out. */
 export function portableConfig(config: ConfigWithImages): object {
-  const { vsock, networks = [], devices = [], ...rest } = config;
+  const { vsock, networks = [], devices = [], drives = [], kernel, initrd, agentProgram, memory, ...rest } = config;
   const cid = typeof vsock === 'object' ? vsock.cid : undefined;
   return {
     ...rest,
-    ...(vsock !== undefined && { vsock: cid === undefined ? vsock !== false : { cid } }),
+    ...(vsock && { vsock: { ...(cid !== undefined && { cid }) } }),
+    drives: drives.map(({ file, overlay, ...drive }) => drive),
     networks: networks.map((network) => {
       const filtered = network.type === 'user' && network.allow !== undefined;
       return { type: network.type, ...(network.mac && { mac: network.mac }), ...(filtered && { filtered }) };
     }),
-    devices: devices.map(({ name }) => ({ module: 'given again', ...(name && { name }) })),
+    devices: devices.map(({ name }) => ({ ...(name && { name }) })),
   };
 }
 
-type SavedNetwork = NetworkConfig & { readonly filtered?: boolean };
-type SavedConfig = ConfigWithImages & { readonly networks?: readonly SavedNetwork[] };
-
-/** Whose fields are checked once the configuration is whole. */
-function savedConfig(config: unknown): SavedConfig {
-  if (typeof config !== 'object' || config === null) throw new SnapshotError('snapshot: it has no configuration');
-  const { networks = [], devices = [] } = config as Record<string, unknown>;
-  if (!Array.isArray(networks) || !Array.isArray(devices)) throw new SnapshotError('snapshot: damaged configuration');
-  if (![...networks, ...devices].every((one) => typeof one === 'object' && one !== null)) {
-    throw new SnapshotError('snapshot: damaged configuration');
-  }
-  return config as SavedConfig;
+interface SavedNetwork {
+  readonly type: NetworkConfig['type'];
+  readonly mac?: string;
+  /** What it may connect to was asked of the program. */
+  readonly filtered: boolean;
 }
 
-function mayBeRestored({ filtered, ...network }: SavedNetwork, index: number): NetworkConfig {
-  if (network.type !== 'tap' && !filtered) return network;
+function restoredNetworks(saved: StateReader, given: readonly NetworkConfig[] | undefined): readonly NetworkConfig[] {
+  const before = optionalList(saved, 'networks').map(readNetwork);
+  const networks = given ?? before.map(mayBeRestored);
+  checkList(networks, 'networks');
+  sameLength('networks', networks, before);
+  networks.forEach((network, index) => {
+    // What the guest negotiated with one kind of network another may not offer.
+    const type = before[index]?.type;
+    if (network?.type !== type) throw new UsageError(`networks[${index}].type: the machine had ${type} there`);
+  });
+  return networks;
+}
+
+function readNetwork(network: StateReader): SavedNetwork {
+  const type = network.text('type', 8);
+  if (type !== 'tap' && type !== 'user' && type !== 'frames') network.refuse('type', 'is no type of network');
+  const mac = network.has('mac') ? network.text('mac', 17) : undefined;
+  return { type, ...(mac && { mac }), filtered: network.has('filtered') };
+}
+
+function mayBeRestored({ type, mac, filtered }: SavedNetwork, index: number): NetworkConfig {
+  if (type !== 'tap' && !filtered) return { type, ...(mac && { mac }) };
   const what = filtered ? 'a filter, which only a program can have' : 'a tap of the host';
   throw new SnapshotError(`snapshot: networks[${index}] has ${what}; give networks again`);
 }
 
-function sameLength(name: string, now: readonly unknown[], before: readonly unknown[] = []): void {
+function restoredDevices(saved: StateReader, given: readonly DeviceModule[] | undefined): readonly DeviceModule[] {
+  const before = optionalList(saved, 'devices');
+  if (given === undefined && before.length > 0) {
+    throw new SnapshotError('snapshot: the machine has devices of its own; give their modules again as devices');
+  }
+  const devices = given ?? [];
+  checkList(devices, 'devices');
+  sameLength('devices', devices, before);
+  return devices;
+}
+
+function restoredVsock(saved: StateReader, given: VsockConfig | undefined): VsockConfig | undefined {
+  if (given !== undefined) checkFields(given, 'vsock', { cid: true, socket: true });
+  if (!saved.has('vsock')) {
+    if (given === undefined) return undefined;
+    throw new UsageError('vsock: the machine had none');
+  }
+  const before = saved.object('vsock');
+  return { ...(before.has('cid') && { cid: before.number('cid', 0, 2 ** 32 - 1) }), ...given };
+}
+
+/** Drives without the files, which are in the captures. */
+function savedDrives(saved: StateReader, captures: readonly DiskCapture[]): DriveConfig[] {
+  const drives = optionalList(saved, 'drives');
+  if (drives.length !== captures.length) saved.refuse('drives', `are not ${captures.length}`);
+  return drives.map((drive, index) => {
+    const capture = captures[index] as DiskCapture;
+    if (
+      drive.has('readOnly') &&
+      drive.boolean('readOnly') &&
+      (capture.kind !== 'reference' || capture.files.length > 1)
+    ) {
+      drive.refuse('readOnly', 'does not go with an overlay');
+    }
+    const fields = ['readOnly', 'cache', 'id', 'onError'].flatMap((name) =>
+      drive.has(name) ? [[name, drive.raw(name)]] : [],
+    );
+    return { ...Object.fromEntries(fields), file: '-' } as DriveConfig;
+  });
+}
+
+function checkOverride(drive: DriveOverride | undefined, index: number): void {
+  if (drive === undefined) return;
+  checkFields(drive, `drives[${index}]`, DRIVE);
+  for (const [name, path] of Object.entries(drive)) {
+    if (path === undefined || (typeof path === 'string' && path !== '' && !path.includes('\0'))) continue;
+    throw new UsageError(`drives[${index}].${name}: must be a path`);
+  }
+}
+
+function optionalList(saved: StateReader, name: string): StateReader[] {
+  return saved.has(name) ? saved.list(name, MAX_DEVICES) : [];
+}
+
+function sameLength(name: string, now: readonly unknown[], before: readonly unknown[]): void {
   if (now.length === before.length) return;
   throw new UsageError(`${name}: ${now.length} are given, but the machine had ${before.length}`);
 }

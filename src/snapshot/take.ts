@@ -11,8 +11,9 @@ import { packageVersion } from '../package-version.js';
 import { bytesToState } from '../state-reader.js';
 import { captureDisks } from './disks.js';
 import { referenceTo } from './file-reference.js';
-import { encodeState, MEMORY_FILE, type SnapshotState, STATE_FILE } from './format.js';
+import { type BootFiles, encodeState, MEMORY_FILE, type SnapshotState, STATE_FILE } from './format.js';
 import { memoryChecksumsOf } from './memory-checksums.js';
+import { readState } from './open.js';
 
 /** What a snapshot is to hold. */
 export interface SnapshotOptions {
@@ -53,6 +54,8 @@ export interface SnapshotSource {
   readonly portable: object;
   /** The snapshot that tracked pages are counted from. */
   readonly base: { readonly path: string; readonly id: string } | undefined;
+  /** Called when tracking begins anew: what was noted since `base` is gone, whatever becomes of the snapshot. */
+  readonly saving?: () => void;
 }
 
 /**
@@ -117,13 +120,14 @@ async function write(
  * @param memory open for writing, as long as RAM. @param disks folder for copies. @param path where both will be.
  */
 export async function capture(
-  { link, config, portable, base }: SnapshotSource,
+  { link, config, portable, base, saving }: SnapshotSource,
   memory: number,
   disks: string,
   path: string,
   options: SnapshotOptions,
 ): Promise<{ state: SnapshotState; memoryBytes: number; pauseMs: number }> {
   const { disks: mode = 'copy', differential = false, track = differential, stop = false } = options;
+  const parent = differential && base ? await parentFrom(path, base) : undefined;
   const began = performance.now();
   let pauseMs = 0;
   let saved: SavedMachine;
@@ -132,23 +136,45 @@ export async function capture(
     await link.request({ command: 'hold' });
     captured = await captureDisks(config.drives, mode, disks);
     const pages = differential ? 'dirty' : 'all';
+    saving?.();
     saved = savedBy(await link.request({ command: 'save', save: { fd: memory, pages, track } }));
   } finally {
     if (!stop) await link.request({ command: 'release' }).catch(() => {}); // it may have ended
     pauseMs = performance.now() - began;
   }
-  const parent = differential && base ? { path: relative(path, base.path), id: base.id } : undefined;
+  const boot = bootFiles(config);
   const state: SnapshotState = {
     id: randomBytes(16).toString('hex'),
     created: new Date().toISOString(),
     host: { cpu: cpus()[0]?.model ?? '', kernel: release(), tsvisor: packageVersion() },
     config: portable,
-    boot: [config.kernel, config.initrd, config.agentProgram].flatMap((file) => (file ? [referenceTo(file)] : [])),
+    ...(boot && { boot }),
     disks: captured,
     memory: { size: config.memory, ...(parent && saved.extents && { parent, extents: saved.extents }) },
     machine: saved.machine,
   };
   return { state, memoryBytes: saved.bytes, pauseMs };
+}
+
+/** @throws SnapshotError when the snapshot that this one is based on is not there any more. */
+async function parentFrom(path: string, base: { readonly path: string; readonly id: string }) {
+  const { id, checksum } = await readState(base.path);
+  if (id !== base.id) throw new SnapshotError(`${base.path}: not the snapshot any more that this one is based on`);
+  return { path: relative(path, base.path), id, checksum };
+}
+
+/** What the guest is booted from when it resets itself; undefined when it is not, or when a file is gone. */
+function bootFiles({ kernel, initrd, agentProgram, onReset }: ResolvedConfig): BootFiles | undefined {
+  if (onReset === 'end') return undefined;
+  try {
+    return {
+      kernel: referenceTo(kernel),
+      ...(initrd !== undefined && { initrd: referenceTo(initrd) }),
+      ...(agentProgram !== undefined && { agentProgram: referenceTo(agentProgram) }),
+    };
+  } catch {
+    return undefined;
+  }
 }
 
 function savedBy({ saved }: ControlAnswer): SavedMachine {

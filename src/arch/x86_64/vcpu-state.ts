@@ -51,9 +51,10 @@ export function saveVcpu(vcpu: VcpuFd, msrIndices: readonly number[]): VcpuState
 /**
  * Gives a new vCPU a saved state. The order is KVM's: CPUID says what the rest may hold, the local APIC's mode comes with
  * SREGS, the TSC before the deadline that is measured by it, and events last, since setting registers clears them.
+ * @param msrIndices those that may be set: KVM lets a VMM set others, by which a guest could learn or change what it may not.
  * @throws SnapshotError when the state cannot be, or is another host's.
  */
-export function restoreVcpu(vcpu: VcpuFd, state: StateReader): void {
+export function restoreVcpu(vcpu: VcpuFd, state: StateReader, msrIndices: readonly number[]): void {
   const { sizeof, entries } = abi.kvm_cpuid2;
   const limit = sizeof + MAX_CPUID_ENTRIES * abi.kvm_cpuid_entry2.sizeof;
   const cpuid = Cpuid.of(state.bytes('cpuid', entries, limit));
@@ -70,6 +71,8 @@ export function restoreVcpu(vcpu: VcpuFd, state: StateReader): void {
   const msrs = state.list('msrs', MAX_MSRS).map((msr) => {
     return [msr.number('index', 0, 2 ** 32 - 1), msr.bigint('value')] as const;
   });
+  const foreign = msrs.find(([index]) => !msrIndices.includes(index));
+  if (foreign) state.refuse('msrs', `have 0x${foreign[0].toString(16)}, which this host’s KVM does not list`);
   const of = (...indices: number[]) => msrs.filter(([index]) => indices.includes(index));
   const others = msrs.filter(([index]) => index !== MSR_TSC && index !== MSR_TSC_DEADLINE);
   try {

@@ -185,6 +185,7 @@ export class VirtioMmio implements BusDevice {
       const problem = queue.ready && queueProblem(this.#host.memory, placement(queue), maximum);
       if (problem) state.refuse('queues', `have ${problem}`);
     });
+    if (this.#status & DRIVER_OK && !(this.#status & FEATURES_OK)) state.refuse('status', 'cannot be');
     if (this.#status & FEATURES_OK && !this.#featuresAcceptable()) {
       state.refuse('driverFeatures', 'are not what the device offers');
     }
