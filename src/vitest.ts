@@ -6,7 +6,7 @@
 
 import { type RunnerTestCase, type RunnerTestSuite, type TestAPI, test, vi } from 'vitest';
 import type { MachineConfig } from './machine/config.js';
-import type { Machine } from './machine/machine.js';
+import { Machine } from './machine/machine.js';
 import { MachinePool } from './machine/machine-pool.js';
 
 /** More than ready() waits, whose error tells more: where KVM interprets guests, a boot may take a minute. */
@@ -16,21 +16,24 @@ const SHOWN_LINES = 200;
 
 /** What a test gets besides vitest's own context. */
 export interface MachineFixtures {
-  /** A machine that nothing else has used, started and ready; closed after the test. */
+  /** A machine that nothing else has used, running and ready; closed after the test. */
   readonly machine: Machine;
 }
 
 /** How machineTest() makes its machines. */
 export interface MachineTestOptions {
-  /** Waits until the guest can be tested. Default: until its agent answers. */
+  /**
+   * Waits until the guest can be tested, and may prepare it: every test finds it as this left it. Called once for a file (for
+   * each test where the configuration has `devices`). Default: until its agent answers.
+   */
   readonly ready?: (machine: Machine) => Promise<void>;
   /** Time limit in milliseconds, boot included, of the file's tests that name none; default three minutes. */
   readonly timeout?: number;
 }
 
 /**
- * vitest's `test`, with a fixture `machine`: each test that names it gets a fresh one. While a test runs, the machine of
- * the next one boots. A test that fails shows what its guest printed on the console; where there is no usable KVM, tests
+ * vitest's `test`, with a fixture `machine`: each test that names it gets a fresh one. Only the first of a file boots; each
+ * test's goes on from a snapshot of it, taken when it was ready. A test that fails shows what its guest printed on the console; where there is no usable KVM, tests
  * are skipped, with the reason.
  *
  * ```ts
@@ -68,8 +71,7 @@ export function machineTest(config: MachineConfig = {}, options: MachineTestOpti
       const guest = await machines.take();
       onTestFailed(() => showConsole(guest.machine));
       await guest.ready;
-      // Not before: two guests that boot at once would only slow each other down.
-      if (testsToCome(task.file, task)) machines.prepare();
+      Machine.keepWarm(testsToCome(task.file, task) ? 1 : 0);
       await use(guest.machine);
       await guest.machine.close();
     },

@@ -51,11 +51,16 @@ export class Hardware implements Disposable {
 
   /** @param memory bytes of RAM. @param layers what it begins as. @throws TsvisorError ERR_KVM…, MemoryError */
   static async create(memory: number, layers: readonly MemoryLayer[]): Promise<Hardware> {
+    const { flavour, Assist } = await Hardware.loadCode();
+    return new Hardware(flavour, Assist, memory, layers);
+  }
+
+  /** Loads what only some hosts need: it is the largest part of the machine thread's code. */
+  static async loadCode(): Promise<{ flavour: KvmFlavour; Assist: typeof NestedAssist | undefined }> {
     const flavour = detectKvmFlavour();
-    // Loaded only where it is used: it is the largest part of the machine thread's code.
     const Assist =
       flavour === 'interpreted' ? (await import('../arch/x86_64/assist/nested-assist.js')).NestedAssist : undefined;
-    return new Hardware(flavour, Assist, memory, layers);
+    return { flavour, Assist };
   }
 
   [Symbol.dispose](): void {

@@ -1,3 +1,6 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { errorToData } from '../errors.js';
 import { Kvm } from '../kvm/kvm.js';
 import type { MachineConfig } from './config.js';
@@ -10,14 +13,19 @@ export interface PooledMachine {
   readonly ready: Promise<void>;
 }
 
-/** Fresh machines of one configuration, at most one of them ahead of its use. */
+/**
+ * Fresh machines of one configuration. The first boots, and is saved when it can be used; every machine that is taken
+ * goes on from there. Devices of users need not know how to be saved: a machine that has some boots each time.
+ */
 export class MachinePool {
   /** Why there can be no machine on this host; undefined when there can. */
   readonly unavailable: string | undefined;
   readonly #config: MachineConfig;
   readonly #whenReady: (machine: Machine) => Promise<void>;
-  readonly #made = new Set<Promise<PooledMachine>>();
-  #spare: Promise<PooledMachine> | undefined;
+  readonly #made: Machine[] = [];
+  #folder: string | undefined;
+  /** The folder of the snapshot, once it is there. */
+  #snapshot: string | undefined;
 
   /** @param whenReady waits until a machine that has been started can be used. */
   constructor(config: MachineConfig, whenReady: (machine: Machine) => Promise<void>) {
@@ -30,35 +38,41 @@ export class MachinePool {
     }
   }
 
-  /** A machine that nobody has had. @throws as Machine.create() does. */
-  take(): Promise<PooledMachine> {
-    const machine = this.#spare ?? this.#make();
-    this.#spare = undefined;
-    return machine;
-  }
-
-  /** Lets the next machine boot. */
-  prepare(): void {
-    this.#spare ??= this.#make();
+  /** A machine that nobody has had. @throws as Machine.create() and Machine.restore() do. */
+  async take(): Promise<PooledMachine> {
+    if (this.#snapshot === undefined && !this.#config.devices?.length) {
+      const first = await this.#boot();
+      try {
+        await first.ready;
+      } catch {
+        return first; // whoever takes it sees why, and its console
+      }
+      this.#folder = await mkdtemp(join(tmpdir(), 'tsvisor-test-'));
+      this.#snapshot = (await first.machine.snapshot(join(this.#folder, 'ready'), { stop: true })).path;
+      await first.machine.close();
+    }
+    return this.#snapshot === undefined ? this.#boot() : this.#restore(this.#snapshot);
   }
 
   /** Closes every machine that it made. */
   async close(): Promise<void> {
-    const made = await Promise.allSettled(this.#made);
-    await Promise.all(made.map((result) => (result.status === 'fulfilled' ? result.value.machine.close() : undefined)));
-  }
-
-  #make(): Promise<PooledMachine> {
-    const made = this.#boot();
-    made.catch(() => {}); // whoever takes it learns of it
-    this.#made.add(made);
-    return made;
+    await Promise.all(this.#made.map((machine) => machine.close()));
+    if (this.#folder !== undefined) await rm(this.#folder, { recursive: true, force: true });
   }
 
   async #boot(): Promise<PooledMachine> {
     const machine = await Machine.create(this.#config);
+    this.#made.push(machine);
     const ready = machine.start().then(() => this.#whenReady(machine));
-    ready.catch(() => {});
+    ready.catch(() => {}); // whoever waits for it learns of it
     return { machine, ready };
+  }
+
+  async #restore(snapshot: string): Promise<PooledMachine> {
+    const { networks, vsock } = this.#config;
+    const options = { ...(networks && { networks }), ...(typeof vsock === 'object' && { vsock }) };
+    const machine = await Machine.restore(snapshot, options);
+    this.#made.push(machine);
+    return { machine, ready: machine.resume() };
   }
 }

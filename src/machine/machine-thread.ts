@@ -1,8 +1,9 @@
-import { type MessagePort, parentPort, workerData } from 'node:worker_threads';
+import { type MessagePort, parentPort } from 'node:worker_threads';
 import { errorToData } from '../errors.js';
 import { StateReader } from '../state-reader.js';
 import { Control } from './control.js';
 import type { MachineEnd } from './end.js';
+import { Hardware } from './hardware.js';
 import { HostServices } from './host-services.js';
 import type { MachineMessage, MachineThreadData } from './messages.js';
 import { runLoop } from './run-loop.js';
@@ -44,4 +45,7 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
   }
 }
 
-await run(workerData as MachineThreadData, parentPort as MessagePort);
+// What comes later is read with receiveMessageOnPort.
+const port = parentPort as MessagePort;
+port.once('message', (data: MachineThreadData) => void run(data, port));
+await Hardware.loadCode();

@@ -1,5 +1,7 @@
 import { EventEmitter } from 'node:events';
-import { rm } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import type { ExecOptions, ExecResult, SpawnOptions } from '../agent/exec.js';
 import type { GuestFileSystem } from '../agent/file-system.js';
@@ -9,11 +11,18 @@ import type { ConsoleSize } from '../backends/port-stream.js';
 import type { HostForward } from '../backends/user-network/host-forward.js';
 import type { Vsock } from '../backends/vsock/vsock.js';
 import type { VsockHost } from '../backends/vsock/vsock-host.js';
-import { AgentError, DriveError, MachineError, TsvisorError, UsageError } from '../errors.js';
-import type { CheckedState } from '../snapshot/format.js';
+import { AgentError, DriveError, errnoName, MachineError, MemoryError, TsvisorError, UsageError } from '../errors.js';
+import { addon } from '../kvm/addon.js';
+import { type CheckedState, decodeState, encodeState } from '../snapshot/format.js';
 import { OpenSnapshot } from '../snapshot/open.js';
 import { portableConfig, type RestoreOptions, restoredConfig } from '../snapshot/restore.js';
-import { type SnapshotInfo, type SnapshotOptions, takeSnapshot } from '../snapshot/take.js';
+import {
+  capture,
+  type SnapshotInfo,
+  type SnapshotOptions,
+  type SnapshotSource,
+  takeSnapshot,
+} from '../snapshot/take.js';
 import { checkConfig, type MachineConfig, type ResolvedConfig, resolveConfig } from './config.js';
 import { ConsoleTail } from './console-tail.js';
 import { withDefaultGuest } from './default-guest.js';
@@ -27,6 +36,7 @@ import { RateLimit, WARNINGS_PER_MINUTE } from './rate-limit.js';
 import { ThreadLink } from './thread-link.js';
 import { discardWhileUnread } from './unread-stream.js';
 import { UserNetworks } from './user-networks.js';
+import { keepWarm } from './warm-threads.js';
 
 /** Lines of the guest's console that an error carries. */
 const ERROR_CONSOLE_LINES = 20;
@@ -98,8 +108,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   #base: { readonly path: string; readonly id: string } | undefined;
   /** The last of what holds the vCPUs. */
   #held: Promise<unknown> = Promise.resolve();
-  /** A folder with its private files. */
-  #scratch: string | undefined;
+  /** Folders with its private files. */
+  readonly #scratch: string[] = [];
   #state: MachineState = 'created';
   #removeAbort = () => {};
 
@@ -192,8 +202,9 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     signal?.throwIfAborted();
     checkConfig(config);
     const whole = await withDefaultGuest(config, options.onLog);
-    const machine = await Machine.#make(resolveConfig(whole), config.networks ?? [], options);
-    machine.#portable = portableConfig(whole);
+    const resolved = resolveConfig(whole);
+    const machine = await Machine.#make(resolved, config.networks ?? [], options);
+    machine.#portable = portableConfig({ ...whole, ...(resolved.vsock && { vsock: whole.vsock ?? true }) });
     return machine;
   }
 
@@ -217,6 +228,15 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     return machine;
   }
 
+  /**
+   * Keeps so many threads ready for machines to come, each some 10 MiB: to start one and load its code is most of the time
+   * that create() and restore() take otherwise.
+   * @param count 0 to 64; 0 at first. @throws UsageError
+   */
+  static keepWarm(count: number): void {
+    keepWarm(count);
+  }
+
   static async #resurrect(
     state: CheckedState,
     layers: readonly MemoryLayer[],
@@ -232,8 +252,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
       machine.#portable = portable;
       return machine;
     } finally {
-      if (machine) machine.#scratch = scratch;
-      else if (scratch !== undefined) await rm(scratch, { recursive: true, force: true });
+      if (scratch !== undefined && machine) machine.#scratch.push(scratch);
+      else if (scratch !== undefined) await removeFolder(scratch);
     }
   }
 
@@ -376,16 +396,47 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
    */
   async snapshot(folder: string, options: SnapshotOptions = {}): Promise<SnapshotInfo> {
     const info = await this.#oneByOne(async () => {
-      const saving = () => {
-        this.#base = undefined;
-      };
-      const source = { link: this.#link, config: this.#config, portable: this.#portable, base: this.#base, saving };
-      const info = await takeSnapshot(source, folder, options);
+      const info = await takeSnapshot(this.#source, folder, options);
       if (options.track || options.differential) this.#base = info;
       return info;
     });
     if (options.stop) await this.stop();
     return info;
+  }
+
+  /**
+   * Another machine that goes on from where this one is now, in state `paused`, with memory and disks of its own; this one
+   * goes on too. Like snapshot() and restore(), by way of memory instead of files. For many of one kind take a snapshot:
+   * its clones share what they do not write.
+   * @throws as snapshot() and restore().
+   */
+  async fork(options: RestoreOptions & MachineOptions = {}): Promise<Machine> {
+    const { onLog, signal, ...rest } = options;
+    const fd = addon.memfdCreate('tsvisor-fork', this.#config.memory);
+    if (fd < 0) throw new MemoryError(`fork: the host has no memory for it (${errnoName(-fd)})`);
+    const disks = await mkdtemp(join(tmpdir(), 'tsvisor-fork-'));
+    let fork: Machine | undefined;
+    try {
+      const { state } = await this.#oneByOne(() => capture(this.#source, fd, disks, disks, {}));
+      const layers = [{ fd, extents: undefined }];
+      const checked = decodeState(encodeState(state), 'fork');
+      fork = await Machine.#resurrect(checked, layers, disks, rest, {
+        ...(onLog && { onLog }),
+        ...(signal && { signal }),
+      });
+      fork.#scratch.push(disks);
+      return fork;
+    } finally {
+      addon.close(fd);
+      if (!fork) await removeFolder(disks);
+    }
+  }
+
+  get #source(): SnapshotSource {
+    const saving = () => {
+      this.#base = undefined;
+    };
+    return { link: this.#link, config: this.#config, portable: this.#portable, base: this.#base, saving };
   }
 
   /**
@@ -468,7 +519,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     await this.#link.close();
     await this.#networks.close();
     await this.#ended.catch(() => {});
-    if (this.#scratch !== undefined) await rm(this.#scratch, { recursive: true, force: true });
+    await Promise.all(this.#scratch.splice(0).map(removeFolder));
   }
 
   /** close(), for `await using`. */
@@ -578,6 +629,10 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     const names = this.#ports.map((port) => port.name).join(', ');
     throw new UsageError(`there is no console port '${name}'; this machine has ${names || 'none'}`);
   }
+}
+
+async function removeFolder(path: string): Promise<void> {
+  await rm(path, { recursive: true, force: true });
 }
 
 /** Calls listeners. What they throw is theirs: it does not make an operation of the machine fail, and is not lost. */

@@ -1,6 +1,6 @@
 import { Socket, type SocketConstructorOpts } from 'node:net';
 import type { Duplex } from 'node:stream';
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { atExit } from '../at-exit.js';
 import { errnoName, errorFromData, MachineError, TsvisorError } from '../errors.js';
 import { addon } from '../kvm/addon.js';
@@ -14,6 +14,7 @@ import type {
   MachineMessage,
   MachineThreadData,
 } from './messages.js';
+import { takeThread } from './warm-threads.js';
 
 const DOORBELL = new Uint8Array(new BigUint64Array([1n]).buffer);
 
@@ -89,11 +90,8 @@ export class ThreadLink {
 
   /** Starts the thread, which builds the machine. @param onNotice gets what it says unasked. */
   start(data: Omit<MachineThreadData, 'doorbell'>, onNotice: (notice: Notice) => void): void {
-    const worker = new Worker(new URL('./machine-thread.js', import.meta.url), {
-      name: 'tsvisor-machine',
-      workerData: { ...data, doorbell: this.#doorbell } satisfies MachineThreadData,
-      execArgv: [],
-    });
+    const worker = takeThread();
+    worker.postMessage({ ...data, doorbell: this.#doorbell } satisfies MachineThreadData);
     this.#worker = worker;
     worker.on('message', (message: MachineMessage) => this.#receive(message, onNotice));
     worker.on('error', (error) => this.#fail(crashed(error)));

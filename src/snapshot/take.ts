@@ -130,6 +130,7 @@ export async function capture(
   const parent = differential && base ? await parentFrom(path, base) : undefined;
   const began = performance.now();
   let pauseMs = 0;
+  let goesOn = true;
   let saved: SavedMachine;
   let captured: SnapshotState['disks'];
   try {
@@ -138,8 +139,9 @@ export async function capture(
     const pages = differential ? 'dirty' : 'all';
     saving?.();
     saved = savedBy(await link.request({ command: 'save', save: { fd: memory, pages, track } }));
+    goesOn = !stop;
   } finally {
-    if (!stop) await link.request({ command: 'release' }).catch(() => {}); // it may have ended
+    if (goesOn) await link.request({ command: 'release' }).catch(() => {}); // it may have ended
     pauseMs = performance.now() - began;
   }
   const boot = bootFiles(config);

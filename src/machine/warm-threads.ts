@@ -1,0 +1,54 @@
+import { Worker } from 'node:worker_threads';
+import { UsageError } from '../errors.js';
+
+/** Each takes some 10 MiB. */
+const MAX_WARM = 64;
+
+/** Threads that have loaded their code and wait for a machine. */
+const waiting: Worker[] = [];
+let wanted = 0;
+
+/**
+ * Keeps so many threads ready for machines to come: to start a thread and load its code is most of what create() and
+ * restore() take otherwise. They do not keep the process from ending.
+ * @param count 0 to 64; 0 at first. @throws UsageError
+ */
+export function keepWarm(count: number): void {
+  if (!Number.isInteger(count) || count < 0 || count > MAX_WARM) {
+    throw new UsageError(`keepWarm: ${count} is not a number of threads from 0 to ${MAX_WARM}`);
+  }
+  wanted = count;
+  for (const worker of waiting.splice(wanted)) void worker.terminate();
+  fill();
+}
+
+/** A thread for a machine, which waits for its MachineThreadData. The caller owns it. */
+export function takeThread(): Worker {
+  const worker = waiting.shift() ?? start();
+  worker.removeAllListeners();
+  worker.ref();
+  // Not before this machine has had its turn.
+  if (waiting.length < wanted) setTimeout(fill, REFILL_DELAY).unref();
+  return worker;
+}
+
+/** Milliseconds. */
+const REFILL_DELAY = 20;
+
+function fill(): void {
+  while (waiting.length < wanted) {
+    const worker = start();
+    worker.unref();
+    const forget = () => {
+      const index = waiting.indexOf(worker);
+      if (index >= 0) waiting.splice(index, 1);
+    };
+    worker.once('error', forget); // whoever needs one will see the error of his own
+    worker.once('exit', forget);
+    waiting.push(worker);
+  }
+}
+
+function start(): Worker {
+  return new Worker(new URL('./machine-thread.js', import.meta.url), { name: 'tsvisor-machine', execArgv: [] });
+}
