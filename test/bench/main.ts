@@ -2,11 +2,12 @@ import { parseArgs } from 'node:util';
 import { exits } from './exits.js';
 import { hostFacts, loadWarning } from './host.js';
 import { type Bench, type BenchReport, rowOf, tableOf } from './result.js';
+import { snapshot } from './snapshot.js';
 import { startup } from './startup.js';
 import { virtio } from './virtio.js';
 
 /** A bench is one file of this folder and a line here. */
-const benches: readonly Bench[] = [exits, startup, virtio];
+const benches: readonly Bench[] = [exits, startup, snapshot, virtio];
 
 const USAGE = 'npm run bench -- NAME [--json] [--rounds N]';
 const USAGE_EXIT = 64;

@@ -1,0 +1,155 @@
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Machine } from '#dist/index.js';
+import { now } from '#dist/machine/end.js';
+import { compileGuest } from './compile.js';
+import { runReference } from './contestants.js';
+import { interleave } from './interleave.js';
+import type { Bench, BenchOptions, Measurement } from './result.js';
+
+const ROUNDS = 30;
+const CLONES = 100;
+/** Clones that are made at a time: as many as there are cores to make them. */
+const AT_ONCE = 2;
+const MiB = 2 ** 20;
+
+/** The default guest saved, restored and cloned. */
+export const snapshot: Bench = {
+  name: 'snapshot',
+  describe: 'a booted Linux guest of 64 MiB saved, restored, and cloned a hundred times',
+  async run(options) {
+    const { note } = options;
+    note('Firecracker publishes 4 to 10 ms for a restore, on bare metal');
+    const folder = mkdtempSync(join(tmpdir(), 'tsvisor-bench-'));
+    try {
+      await using machine = await Machine.create();
+      await machine.start();
+      await machine.ready();
+      await machine.exec('true');
+      const saved = await saving(machine, folder, options);
+      const path = join(folder, 'base');
+      await machine.snapshot(path);
+      await machine.close();
+      return [...saved, ...(await restoring(path, options)), ...(await cloning(path))];
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  },
+};
+
+/** How long the guest stands still, and what is written; between two it runs a command. */
+async function saving(machine: Machine, folder: string, { rounds = ROUNDS }: BenchOptions): Promise<Measurement[]> {
+  const full: { ms: number; mib: number }[] = [];
+  const differential: typeof full = [];
+  for (let round = 0; round < rounds; round++) {
+    const base = join(folder, 'full');
+    const layer = join(folder, 'layer');
+    const first = await machine.snapshot(base, { track: true });
+    full.push({ ms: first.pauseMs, mib: first.memoryBytes / MiB });
+    await machine.exec('echo something > /tmp/something');
+    const second = await machine.snapshot(layer, { differential: true });
+    differential.push({ ms: second.pauseMs, mib: second.memoryBytes / MiB });
+    rmSync(base, { recursive: true });
+    rmSync(layer, { recursive: true });
+  }
+  const row = (name: string, unit: string, tsvisor: number[]): Measurement => {
+    return { name, unit, better: 'lower', tsvisor, peers: {} };
+  };
+  return [
+    row(
+      'full snapshot, standstill',
+      'ms',
+      full.map(({ ms }) => ms),
+    ),
+    row(
+      'full snapshot, written',
+      'MiB',
+      full.map(({ mib }) => mib),
+    ),
+    row(
+      'differential snapshot after a command, standstill',
+      'ms',
+      differential.map(({ ms }) => ms),
+    ),
+    row(
+      'differential snapshot after a command, written',
+      'MiB',
+      differential.map(({ mib }) => mib),
+    ),
+  ];
+}
+
+/**
+ * From asking for it to the guest's first instruction, in a process with a thread ready. `c` makes a new machine of the
+ * same size with the same KVM calls and reaches its first instruction: what of it is KVM's.
+ */
+async function restoring(path: string, { rounds = ROUNDS }: BenchOptions): Promise<Measurement[]> {
+  Machine.keepWarm(1);
+  const elf = compileGuest('first.S');
+  const pause = () => new Promise((resolve) => setTimeout(resolve, 500)); // until the next thread is ready
+  const whole: number[] = [];
+  const contestants = {
+    tsvisor: async () => {
+      await pause();
+      const start = now();
+      await using machine = await Machine.restore(path);
+      await machine.resume();
+      const { firstEntry } = (await machine.metrics()).phases;
+      await machine.exec('true');
+      whole.push(now() - start);
+      return [(firstEntry as number) - start];
+    },
+    c: () =>
+      runReference(elf, 2)
+        .slice(1)
+        .map(([first]) => first as number),
+  };
+  await interleave(2, contestants);
+  whole.length = 0;
+  const { tsvisor = [], ...peers } = await interleave(rounds, contestants);
+  Machine.keepWarm(0);
+  return [
+    { name: 'restore to first instruction, warm process', unit: 'ms', better: 'lower', tsvisor, peers },
+    { name: 'restore to the end of a command in it', unit: 'ms', better: 'lower', tsvisor: whole, peers: {} },
+  ];
+}
+
+/** Many at a time, each of which has run a command. */
+async function cloning(path: string): Promise<Measurement[]> {
+  const clones: Machine[] = [];
+  const before = memory();
+  const start = now();
+  let next = 0;
+  const make = async () => {
+    while (next < CLONES) {
+      next++;
+      const clone = await Machine.restore(path);
+      clones.push(clone);
+      await clone.resume();
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, make));
+  const seconds = (now() - start) / 1e3;
+  const idle = memory();
+  for (const clone of clones) await clone.exec('true');
+  const used = memory();
+  await Promise.all(clones.map((clone) => clone.close()));
+  const each = (value: number) => value / CLONES / MiB;
+  const row = (name: string, unit: string, value: number, better: 'lower' | 'higher' = 'lower'): Measurement => {
+    return { name, unit, better, tsvisor: [value], peers: {} };
+  };
+  return [
+    row(`${CLONES} clones`, 'clones/s', CLONES / seconds, 'higher'),
+    row('memory of a clone, resident (RSS)', 'MiB', each(idle.rss - before.rss)),
+    row('memory of a clone, its share (PSS)', 'MiB', each(idle.pss - before.pss)),
+    row('the same after a command (PSS)', 'MiB', each(used.pss - before.pss)),
+  ];
+}
+
+/** Bytes of this process. */
+function memory(): { rss: number; pss: number } {
+  const text = readFileSync('/proc/self/smaps_rollup', 'latin1');
+  const field = (name: string) => Number(new RegExp(`^${name}:\\s*(\\d+)`, 'm').exec(text)?.[1]) * 1024;
+  return { rss: field('Rss'), pss: field('Pss') };
+}
