@@ -56,6 +56,30 @@ export interface RestoredConfig {
 /** In place of a kernel of which nothing is known. */
 const NO_KERNEL = '(unknown)';
 const MAX_DEVICES = 64;
+/**
+ * Which fields of a saved configuration are taken as they are: those that lead to nothing of the host whatever they say,
+ * and that resolveConfig() checks.
+ */
+const AS_SAVED: Readonly<Record<keyof ConfigWithImages, boolean>> = {
+  append: true,
+  cpus: true,
+  onReset: true,
+  serial: true,
+  console: true,
+  agent: true,
+  terminal: true,
+  consolePorts: true,
+  rng: true,
+  acpi: true,
+  kernel: false,
+  initrd: false,
+  agentProgram: false,
+  memory: false,
+  drives: false,
+  networks: false,
+  vsock: false,
+  devices: false,
+};
 
 /** @param folder of the snapshot. @throws SnapshotError, UsageError that names the option. */
 export async function restoredConfig(
@@ -74,8 +98,9 @@ export async function restoredConfig(
   if (overrides.length > state.disks.length) sameLength('drives', overrides, state.disks);
   const { boot } = state;
   const whole: ConfigWithImages = {
-    // Of the saved fields resolveConfig() checks what is not given here. What leads to anything of the host is.
-    ...(state.config as object),
+    ...Object.fromEntries(
+      Object.entries(AS_SAVED).flatMap(([name, as]) => (as && saved.has(name) ? [[name, saved.raw(name)]] : [])),
+    ),
     kernel: boot?.kernel.path ?? NO_KERNEL,
     ...(boot?.initrd && { initrd: boot.initrd.path }),
     ...(boot?.agentProgram && { agentProgram: boot.agentProgram.path }),

@@ -51,6 +51,18 @@ export function changeState(folder: string, change: (state: Json) => void): void
   writeFileSync(join(folder, 'state'), sealed(JSON.stringify(state)));
 }
 
+/** A change of one field, by its path as `machine.vcpus.0.regs`, and its name. */
+export function set(path: string, value: unknown): [name: string, change: (state: Json) => void] {
+  return [
+    `${path} is ${JSON.stringify(value)?.slice(0, 30)}`,
+    (state) => {
+      const names = path.split('.');
+      const last = names.pop() as string;
+      names.reduce((at, name) => at[name], state)[last] = value;
+    },
+  ];
+}
+
 /** The checksum that a folder's state has. */
 export function checksumOf(folder: string): string {
   return readFileSync(join(folder, 'state'), 'latin1').split(' ', 3)[2]?.slice(0, 64) as string;

@@ -164,3 +164,29 @@ test('dispose tells no request anything and leaves no descriptor or thread', () 
   expect([after.descriptors, after.threads]).toEqual([before.descriptors, before.threads]);
   expect(request.results).toEqual([]);
 });
+
+test('what is read into memory is noted as written, at the latest when it is done', () => {
+  ftruncateSync(file, 20_000);
+  memory.trackWrites();
+  const taken = () => {
+    const pages = new Uint8Array(memory.size / 4096);
+    memory.takeWrites(0, pages);
+    return [...pages].flatMap((mark, page) => (mark ? [page] : []));
+  };
+  io.transfer(IoOperation.read, file, 0, segments([4095, 2], [40960, 1]), 0);
+  expect(taken()).toEqual([0, 1, 10]);
+  io.transfer(IoOperation.write, file, 0, segments([8192, 10]), 0);
+  expect(taken()).toEqual([]);
+  let whenDone: number[] = [];
+  const request = new Request(() => {
+    whenDone = taken();
+  });
+  io.submit(request, IoOperation.read, file, 0, 0, segments([20480, 4097], [0, 1]));
+  drain();
+  expect(whenDone).toEqual([0, 5, 6]);
+  io.submit(new Request(), IoOperation.write, file, 0, 0, segments([20480, 4097]));
+  io.submit(new Request(), IoOperation.flush, file, 0, 0);
+  drain();
+  expect(taken()).toEqual([]);
+  memory.ignoreWrites();
+});
