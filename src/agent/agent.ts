@@ -5,6 +5,7 @@ import { GuestFileSystem } from './file-system.js';
 import { frameError } from './guest-error.js';
 import { GuestProcess } from './process.js';
 import { encodeFrame, FrameType, FrameWriter } from './protocol.js';
+import { checkSource } from './source.js';
 
 export interface AgentOptions {
   /** Milliseconds that the agent has to take a request; default 30000. */
@@ -42,7 +43,8 @@ export class Agent {
   exec(command: string, options?: ExecOptions & { readonly encoding?: 'utf8' }): Promise<ExecResult>;
   exec(command: string, options?: ExecOptions): Promise<ExecResult<string | Buffer>>;
   async exec(command: string, options: ExecOptions = {}): Promise<ExecResult<string | Buffer>> {
-    const { maxBuffer, encoding = 'utf8' } = options;
+    const { maxBuffer, encoding = 'utf8', stdin } = options;
+    if (stdin !== undefined) checkSource(stdin, 'stdin');
     if (maxBuffer !== undefined && !(maxBuffer >= 0)) throw new UsageError(`maxBuffer: ${maxBuffer} is no size`);
     if (encoding !== 'utf8' && encoding !== 'buffer')
       throw new UsageError(`encoding: ${encoding} is not utf8 or buffer`);

@@ -12,6 +12,7 @@ const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants;
 
 /** Sends a tree of the host to an agent that was asked to UNPACK it. */
 export async function copyIn(connection: Connection, hostPath: string, options: CopyOptions): Promise<CopySummary> {
+  if (typeof hostPath !== 'string' || hostPath === '') throw new UsageError('hostPath: must be a path');
   const tally = new CopyTally(options);
   await upload(connection, frames(Buffer.from(hostPath), tally));
   return tally.summary;

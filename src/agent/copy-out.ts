@@ -25,7 +25,8 @@ interface Level {
  * the way is one that this copy has made or looked at: there is no name that leads elsewhere.
  */
 export async function copyOut(connection: Connection, hostPath: string, options: CopyOptions): Promise<CopySummary> {
-  if (hostPath === '' || hostPath.includes('\0')) throw new UsageError('hostPath: must be a path');
+  if (typeof hostPath !== 'string' || hostPath === '' || hostPath.includes('\0'))
+    throw new UsageError('hostPath: must be a path');
   const receiver = new TreeReceiver(connection, hostPath, new CopyTally(options));
   return await receiver.run();
 }

@@ -61,9 +61,11 @@ export function execRequest(command: string, options: SpawnOptions): Buffer {
   const flags = (tty ? ExecFlag.tty : 0) | (detached ? ExecFlag.detached : 0);
   const writer = new FrameWriter(FrameType.exec).u32(flags).u32(rows).u32(columns);
   writer.string(cwd, 'cwd').string(user, 'user');
+  if (args !== undefined && !Array.isArray(args)) throw new UsageError('args: must be an array');
   const words = args === undefined ? ['/bin/sh', '-c', command] : [command, ...args];
   const pairs = Object.entries(variables).map(([name, value]) => {
     if (name === '' || name.includes('=')) throw new UsageError(`env: '${name}' is no name of a variable`);
+    if (typeof value !== 'string') throw new UsageError(`env.${name}: must be text`);
     return `${name}=${value}`;
   });
   if (!words.every((word) => typeof word === 'string')) throw new UsageError('command and args: must be text');

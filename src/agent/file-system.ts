@@ -18,6 +18,7 @@ import {
   violation,
   WriteFlag,
 } from './protocol.js';
+import { checkSource } from './source.js';
 import { expectOk, upload } from './upload.js';
 
 /** What every operation on files takes. */
@@ -54,7 +55,8 @@ export class GuestFileSystem {
       signal,
       encoding,
       maxBytes = DEFAULT_MAX_BYTES,
-    } = options === 'utf8' ? { signal: undefined, encoding: options } : options;
+    } = typeof options === 'string' ? { signal: undefined, encoding: options } : options;
+    if (encoding !== undefined && encoding !== 'utf8') throw new UsageError(`encoding: ${encoding} is not utf8`);
     const bytes = new ByteQueue(); // the guest chooses how small its pieces are
     for await (const chunk of this.#read(path, signal)) {
       bytes.push(chunk);
@@ -82,11 +84,12 @@ export class GuestFileSystem {
     { signal, mode }: Abortable & { mode?: number } = {},
   ): Promise<void> {
     checkMode(mode);
+    checkSource(data, 'data');
     const flags = mode === undefined ? 0 : WriteFlag.hasMode;
     const frame = new FrameWriter(FrameType.write)
       .u32(flags)
       .u32(mode ?? 0)
-      .string(path, 'path')
+      .path(path)
       .frame();
     using connection = await this.#request(frame, signal);
     await expectOk(connection);
@@ -95,7 +98,7 @@ export class GuestFileSystem {
 
   /** What is in a folder, without `.` and `..`, in no order. Links are not followed. */
   async list(path: string, { signal }: Abortable = {}): Promise<FileEntry[]> {
-    const frame = new FrameWriter(FrameType.list).string(path, 'path').frame();
+    const frame = new FrameWriter(FrameType.list).path(path).frame();
     using connection = await this.#request(frame, signal);
     const entries: FileEntry[] = [];
     let size = 0;
@@ -117,7 +120,7 @@ export class GuestFileSystem {
     { signal, followSymlinks = true }: Abortable & { followSymlinks?: boolean } = {},
   ): Promise<FileEntry> {
     const flags = followSymlinks ? 0 : StatFlag.noFollow;
-    const frame = new FrameWriter(FrameType.stat).u32(flags).string(path, 'path').frame();
+    const frame = new FrameWriter(FrameType.stat).u32(flags).path(path).frame();
     using connection = await this.#request(frame, signal);
     const answer = await connection.expect();
     if (answer.type !== FrameType.entry) throw frameError('ERR_GUEST_FILE', answer);
@@ -131,7 +134,7 @@ export class GuestFileSystem {
   ): Promise<void> {
     checkMode(mode);
     const flags = recursive ? MkdirFlag.parents : 0;
-    await this.#ask(new FrameWriter(FrameType.mkdir).u32(flags).u32(mode).string(path, 'path'), signal);
+    await this.#ask(new FrameWriter(FrameType.mkdir).u32(flags).u32(mode).path(path), signal);
   }
 
   /**
@@ -143,7 +146,7 @@ export class GuestFileSystem {
     { signal, recursive = false, force = false }: Abortable & { recursive?: boolean; force?: boolean } = {},
   ): Promise<void> {
     const flags = (recursive ? RemoveFlag.recursive : 0) | (force ? RemoveFlag.force : 0);
-    await this.#ask(new FrameWriter(FrameType.remove).u32(flags).string(path, 'path'), signal);
+    await this.#ask(new FrameWriter(FrameType.remove).u32(flags).path(path), signal);
   }
 
   /**
@@ -152,7 +155,7 @@ export class GuestFileSystem {
    * out. What is there is merged with, file by file.
    */
   async copyIn(hostPath: string, guestPath: string, options: CopyOptions = {}): Promise<CopySummary> {
-    const frame = new FrameWriter(FrameType.unpack).string(guestPath, 'guestPath').frame();
+    const frame = new FrameWriter(FrameType.unpack).path(guestPath, 'guestPath').frame();
     using connection = await this.#request(frame, options.signal);
     await expectOk(connection);
     return await copyIn(connection, hostPath, options);
@@ -163,7 +166,7 @@ export class GuestFileSystem {
    * link there is followed, and setuid and setgid bits are not kept, whatever the guest sends.
    */
   async copyOut(guestPath: string, hostPath: string, options: CopyOptions = {}): Promise<CopySummary> {
-    const frame = new FrameWriter(FrameType.pack).string(guestPath, 'guestPath').frame();
+    const frame = new FrameWriter(FrameType.pack).path(guestPath, 'guestPath').frame();
     using connection = await this.#request(frame, options.signal);
     return await copyOut(connection, hostPath, options);
   }
@@ -179,7 +182,7 @@ export class GuestFileSystem {
 
   /** The operation lasts for as long as the generator is used. */
   async *#read(path: string, signal: AbortSignal | undefined): AsyncGenerator<Buffer> {
-    const frame = new FrameWriter(FrameType.read).string(path, 'path').frame();
+    const frame = new FrameWriter(FrameType.read).path(path).frame();
     using connection = await this.#request(frame, signal);
     for (;;) {
       const frame = await connection.expect();

@@ -106,6 +106,12 @@ export class FrameWriter {
     return this;
   }
 
+  /** A file's path: not empty. */
+  path(value: string, what = 'path'): this {
+    if (value === '') throw new UsageError(`${what}: is empty`);
+    return this.string(value, what);
+  }
+
   frame(): Buffer {
     return encodeFrame(this.#type, ...this.#parts);
   }

@@ -113,7 +113,7 @@ function consolePorts({ console, ports }: ReturnType<typeof parseStreams>): Cons
 function terminalOf({ serial, console }: ReturnType<typeof parseStreams>): Pick<MachineConfig, 'terminal'> {
   const { stdin, stdout, env } = process;
   if ((serial.target.kind !== 'stdio' && console.target.kind !== 'stdio') || !stdin.isTTY || !stdout.isTTY) return {};
-  return { terminal: { type: env.TERM ?? 'vt102', rows: stdout.rows, columns: stdout.columns } };
+  return { terminal: { type: env.TERM || 'vt102', rows: stdout.rows, columns: stdout.columns } };
 }
 
 /** The JSON of --stats; times in ms since this process started. */

@@ -15,7 +15,7 @@ export class UserNetworks {
   static async open(networks: readonly NetworkConfig[]): Promise<UserNetworks> {
     const opened = new UserNetworks();
     try {
-      for (const network of networks) await opened.#open(network);
+      for (const [index, network] of networks.entries()) await opened.#open(network, index);
     } catch (error) {
       await opened.close();
       throw error;
@@ -34,14 +34,16 @@ export class UserNetworks {
     await this.#closed;
   }
 
-  async #open(config: NetworkConfig): Promise<void> {
+  async #open(config: NetworkConfig, index: number): Promise<void> {
     if (config.type !== 'user') {
       this.#networks.push(undefined);
       return;
     }
     // Loaded only where there is one: it is much code.
     const { UserNetwork } = await import('../backends/user-network/user-network.js');
+    const { checkHostForward } = await import('../backends/user-network/host-forward.js');
     const { hostForwards = [], allow } = config;
+    for (const [at, it] of hostForwards.entries()) checkHostForward(it, `networks[${index}].hostForwards[${at}]`);
     const network = await UserNetwork.open({ hostForwards, ...(allow && { allow }) });
     this.#networks.push(network);
     this.hostForwards.push(...network.hostForwards);

@@ -97,6 +97,14 @@ describeKvm('a machine’s networks', () => {
     });
   });
 
+  test('a forward that is wrong is told by the name of its field', async () => {
+    const networks = [{ type: 'frames' }, { type: 'user', hostForwards: [forward(0), forward(65536)] }] as const;
+    await expect(Machine.create(config(networks))).rejects.toMatchObject({
+      code: 'ERR_USAGE',
+      message: 'networks[1].hostForwards[1]: host port 65536 is not between 0 and 65535',
+    });
+  });
+
   test('Linux finds its card and pings its router', { timeout: BOOT }, async () => {
     await using machine = await Machine.create(config([{ type: 'user', mac: '52:54:00:aa:bb:cc' }]));
     const shell = new Console(machine.serial);

@@ -35,7 +35,7 @@ export function parseHostForward(text: string): HostForward {
     ...(guestAddress ? { guestAddress } : {}),
     guestPort: parsePort(text, guestPort as string),
   };
-  checkHostForward(forward, text);
+  checkHostForward(forward, `host forward '${text}'`);
   return forward;
 }
 
@@ -50,12 +50,12 @@ export function formatHostForward(forward: HostForward): string {
   return `${protocol}:${hostAddress}:${hostPort}-${guestAddress ?? ''}:${guestPort}`;
 }
 
-/** @throws UsageError when a field is wrong. */
-function checkHostForward(forward: HostForward, text = formatHostForward(forward)): void {
-  const problem = (what: string) => new UsageError(`host forward '${text}': ${what}`);
+/** @param where the message says it is. @throws UsageError when a field is wrong. */
+export function checkHostForward(forward: HostForward, where = `host forward '${formatHostForward(forward)}'`): void {
+  const problem = (what: string) => new UsageError(`${where}: ${what}`);
   const { protocol, hostAddress, hostPort, guestAddress, guestPort } = forward;
-  if (protocol !== 'tcp' && protocol !== 'udp') throw problem(`'${protocol}' is not tcp or udp`);
-  if (parseAddress(hostAddress) < 0) throw problem(`'${hostAddress}' is not an IPv4 address`);
+  if (protocol !== 'tcp' && protocol !== 'udp') throw problem(`protocol '${protocol}' is not tcp or udp`);
+  if (parseAddress(hostAddress) < 0) throw problem(`host address '${hostAddress}' is not an IPv4 address`);
   if (!Number.isInteger(hostPort) || hostPort < 0 || hostPort > 65535) {
     throw problem(`host port ${hostPort} is not between 0 and 65535`);
   }

@@ -120,7 +120,21 @@ describe('files', () => {
     await expect(fs.remove(join(here, 'none'))).rejects.toMatchObject(missing);
     await expect(fs.copyOut(join(here, 'none'), join(here, 'x'))).rejects.toMatchObject(missing);
     await expect(fs.readFile('a\0b')).rejects.toMatchObject({ code: 'ERR_USAGE' });
-    await expect(fs.readFile('')).rejects.toMatchObject({ code: 'ERR_AGENT' });
+  });
+
+  it('refuses what JavaScript can ask for and TypeScript cannot, by name', async () => {
+    const wrong = undefined as never;
+    for (const [attempt, message] of [
+      [() => fs.readFile(''), 'path: is empty'],
+      [() => fs.readFile('/etc/passwd', 'latin1' as never), 'encoding: latin1 is not utf8'],
+      [() => fs.writeFile(join(here, 'x'), wrong), 'data: must be text, a Uint8Array, or a stream'],
+      [() => fs.copyIn(here, ''), 'guestPath: is empty'],
+      [() => fs.copyIn(wrong, join(here, 'x')), 'hostPath: must be a path'],
+      [() => fs.copyOut(here, wrong), 'hostPath: must be a path'],
+    ] as const) {
+      await expect(attempt()).rejects.toMatchObject({ code: 'ERR_USAGE', message: expect.stringContaining(message) });
+    }
+    expect(existsSync(join(here, 'x'))).toBe(false);
   });
 
   it('reads no more than is allowed', async () => {
