@@ -1,0 +1,53 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { Machine } from '#dist/index.js';
+import { describeKvm } from '../support/kvm.js';
+import { temporaryFolder } from '../support/temporary-folder.js';
+
+const folder = temporaryFolder();
+const HOUR = 3_600_000;
+const CLONES = Number(process.env.TSVISOR_CASES ?? 500);
+const MiB = 2 ** 20;
+
+function memory(): string {
+  const text = readFileSync('/proc/self/smaps_rollup', 'latin1');
+  const of = (name: string) => Math.round(Number(new RegExp(`^${name}:\\s*(\\d+)`, 'm').exec(text)?.[1]) / 1024);
+  const free = Number(/MemAvailable:\s*(\d+)/.exec(readFileSync('/proc/meminfo', 'latin1'))?.[1]) * 1024;
+  return `RSS ${of('Rss')} MiB, PSS ${of('Pss')} MiB, ${Math.round(free / MiB)} MiB available on the host`;
+}
+
+describeKvm(`${CLONES} clones of one snapshot`, () => {
+  const snapshot = join(folder, 'snapshot');
+  const clones: Machine[] = [];
+
+  beforeAll(async () => {
+    await using machine = await Machine.create();
+    await machine.start();
+    await machine.ready();
+    await machine.exec('echo cloned > /tmp/origin');
+    await machine.snapshot(snapshot);
+  }, HOUR);
+  afterAll(() => Promise.all(clones.map((clone) => clone.close())));
+
+  it('are alive at once, and each answers', { timeout: 2 * HOUR }, async () => {
+    // biome-ignore lint/suspicious/noConsole: what such a test is run for
+    const say = (text: string) => console.log(`${text}: ${memory()}`);
+    say('before');
+    while (clones.length < CLONES) {
+      const clone = await Machine.restore(snapshot);
+      clones.push(clone);
+      await clone.resume();
+      if (clones.length % 100 === 0) say(`${clones.length} run`);
+    }
+    for (const [index, clone] of clones.entries()) {
+      const { stdout } = await clone.exec(`cat /tmp/origin; echo ${index} > /tmp/own`, { timeout: HOUR });
+      expect(stdout).toBe('cloned\n');
+    }
+    say('each has run a command');
+    for (const [index, clone] of clones.entries()) {
+      expect((await clone.exec('cat /tmp/own')).stdout).toBe(`${index}\n`);
+      expect(clone.state).toBe('running');
+    }
+  });
+});
