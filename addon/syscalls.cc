@@ -206,6 +206,14 @@ Napi::Value SeekData(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(at < 0 ? -errno : at));
 }
 
+// ofdUnlock(fd): lets go of every lock of this description; 0 or -errno.
+Napi::Value OfdUnlock(const Napi::CallbackInfo& info) {
+  struct flock lock {};
+  lock.l_type = F_UNLCK;
+  lock.l_whence = SEEK_SET;
+  return Napi::Number::New(info.Env(), Result(fcntl(info[0].As<Napi::Number>().Int32Value(), F_OFD_SETLK, &lock)));
+}
+
 Napi::Value Close(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Close(info[0].As<Napi::Number>().Int32Value()));
 }
@@ -285,6 +293,7 @@ void InitSyscalls(Napi::Env env, Napi::Object exports) {
   exports.Set("open", Napi::Function::New(env, Open, "open"));
   exports.Set("ofdLock", Napi::Function::New(env, OfdLock, "ofdLock"));
   exports.Set("seekData", Napi::Function::New(env, SeekData, "seekData"));
+  exports.Set("ofdUnlock", Napi::Function::New(env, OfdUnlock, "ofdUnlock"));
   exports.Set("close", Napi::Function::New(env, Close, "close"));
   exports.Set("eventfd", Napi::Function::New(env, Eventfd, "eventfd"));
   exports.Set("memfdCreate", Napi::Function::New(env, MemfdCreate, "memfdCreate"));

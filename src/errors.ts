@@ -133,6 +133,13 @@ export class SnapshotError extends TsvisorError {
   }
 }
 
+/** A machine that could not be moved to another process; where it runs now, its message says. */
+export class MigrationError extends TsvisorError {
+  constructor(message: string, options?: ErrorOptions) {
+    super('ERR_MIGRATION', message, options);
+  }
+}
+
 /** A failed system call, usually a KVM ioctl. */
 export class KvmError extends TsvisorError {
   /** The positive errno, e.g. 22. */

@@ -25,6 +25,7 @@ export {
   KvmError,
   MachineError,
   MemoryError,
+  MigrationError,
   NetworkError,
   TsvisorError,
   UsageError,
@@ -49,3 +50,5 @@ export {
 } from './machine/machine.js';
 export type { ReadyOptions } from './machine/machine-agent.js';
 export type { MachineState } from './machine/messages.js';
+export type { MigrateOptions, MigrationCommon, MigrationProgress, MigrationResult } from './migration/options.js';
+export type { ReceiveOptions } from './migration/receive.js';

@@ -38,6 +38,7 @@ export const ERROR_EXIT: Readonly<Record<ErrorCode, number>> = {
 /** For a machine that ended; `guest-exit` uses the guest's code, `stopped` depends on who stopped it. */
 export const END_EXIT: Readonly<Record<Exclude<EndReason, 'guest-exit' | 'stopped'>, number>> = {
   'guest-shutdown': 0,
+  migrated: 0,
   'guest-reset': 80,
   'guest-panic': 84,
   'drive-failure': 72,

@@ -73,6 +73,8 @@ export interface Addon {
   ofdLock(fd: number, test: boolean, exclusive: boolean, start: number, length: number): number;
   /** Where a file has data from an offset on, or -errno: -ENXIO where only a hole is left. */
   seekData(fd: number, offset: number): number;
+  /** Lets go of the locks of an open file description; 0 or -errno. */
+  ofdUnlock(fd: number): number;
   close(fd: number): number;
   eventfd(initial: number): number;
   memfdCreate(name: string, size: number): number;

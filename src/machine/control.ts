@@ -1,5 +1,5 @@
 import { type MessagePort, receiveMessageOnPort } from 'node:worker_threads';
-import { errnoName, errorToData, SnapshotError } from '../errors.js';
+import { errnoName, errorToData, MigrationError, SnapshotError } from '../errors.js';
 import { addon } from '../kvm/addon.js';
 import { EPOLLIN } from '../kvm/generated/abi.js';
 import { dirtyExtents } from './dirty-extents.js';
@@ -10,9 +10,12 @@ import type {
   DeviceRequest,
   MachineMessage,
   MachineState,
+  PageBatch,
+  PagesStep,
   SavedMachine,
   SavePages,
 } from './messages.js';
+import { PageSource } from './page-source.js';
 import { settle } from './run-loop.js';
 import type { UserDevices } from './user-devices/user-devices.js';
 import type { VirtualMachine } from './virtual-machine.js';
@@ -32,6 +35,9 @@ export class Control {
   readonly #watch: (events: number) => void;
   /** Of `hold`: lets the vCPUs run again. */
   #letGo: (() => void) | undefined;
+  #pages: PageSource | undefined;
+  /** Another process may have the disks. */
+  #handedOver = false;
   /** The request that waits for the devices. */
   #holding: number | undefined;
 
@@ -57,6 +63,7 @@ export class Control {
   /** The guest was reset: a new machine is in the place of that of before. */
   replaceMachine(machine: VirtualMachine): void {
     this.#machine = machine;
+    this.#pages = undefined;
     if (this.#holding === undefined) return;
     this.#refuse(this.#holding, new SnapshotError('snapshot: the guest reset itself meanwhile; take it again'));
     this.#holding = undefined;
@@ -76,6 +83,7 @@ export class Control {
   #handle(request: ControlRequest): void {
     const { id, command, resize } = request;
     let saved: SavedMachine | undefined;
+    let pages: PageBatch | undefined;
     if (command === 'stop') {
       this.#host.finish({ reason: 'stopped', code: null, message: 'the machine was stopped' });
     } else if (command === 'start' || command === 'resume') {
@@ -90,15 +98,20 @@ export class Control {
     } else if (command === 'hold') {
       this.#hold(id);
       return;
-    } else if (command === 'save' && request.save) {
+    } else if (command === 'migrated') {
+      this.#host.finish({ reason: 'migrated', code: null, message: 'the machine was moved to another process' });
+    } else {
       try {
-        saved = this.#save(request.save);
+        if (command === 'save') saved = this.#save(request.save);
+        else if (command === 'pages' && request.pages) pages = this.#givePages(request.pages);
+        else if (command === 'handOver') this.#handOver();
+        else if (command === 'release') this.#release();
       } catch (error) {
         this.#refuse(id, error);
         return;
       }
-    } else if (command === 'release') this.#release();
-    this.#reply(id, saved);
+    }
+    this.#reply(id, saved, pages);
   }
 
   #hold(id: number): void {
@@ -116,10 +129,12 @@ export class Control {
     });
   }
 
-  #save({ fd, pages, track }: SavePages): SavedMachine {
+  #save(memory: SavePages | undefined): SavedMachine {
     const { ram } = this.#machine;
     if (!this.#letGo) throw new SnapshotError('snapshot: the machine is not held');
     const machine = this.#machine.save();
+    if (!memory) return { machine, extents: undefined, bytes: 0 };
+    const { fd, pages, track } = memory;
     let written: Uint8Array | undefined;
     let extents: (readonly [number, number])[] | undefined;
     if (pages === 'dirty') {
@@ -134,14 +149,47 @@ export class Control {
     return { machine, extents, bytes };
   }
 
+  #givePages(step: PagesStep): PageBatch {
+    if (step === 'begin') this.#pages = new PageSource(this.#machine.ram);
+    const source = this.#pages;
+    if (!source) throw new MigrationError('migration: the guest reset itself meanwhile; try again');
+    if (step === 'round') source.round();
+    const payload = step === 'more' ? source.take() : undefined;
+    if (step === 'end') {
+      source.end();
+      this.#pages = undefined;
+    }
+    return { payload, remaining: source.remaining };
+  }
+
+  /** @throws DriveError: then none is handed over. */
+  #handOver(): void {
+    this.#handedOver = true;
+    try {
+      for (const disk of this.#host.drives) disk.handOver();
+    } catch (error) {
+      this.#takeBack();
+      throw error;
+    }
+  }
+
+  /** @throws DriveError while another process has one: try again. */
+  #takeBack(): void {
+    if (this.#handedOver) for (const disk of this.#host.drives) disk.takeBack();
+    this.#handedOver = false;
+  }
+
+  /** @throws DriveError as takeBack(): the machine stays held. */
   #release(): void {
+    this.#takeBack();
     this.#letGo?.();
     this.#letGo = undefined;
   }
 
-  #reply(id: number, saved?: SavedMachine): void {
-    const answer: ControlAnswer = { state: this.state, stats: this.#host.statistics.snapshot(), saved };
-    this.#port.postMessage({ type: 'reply', id, answer } satisfies MachineMessage);
+  #reply(id: number, saved?: SavedMachine, pages?: PageBatch): void {
+    const answer: ControlAnswer = { state: this.state, stats: this.#host.statistics.snapshot(), saved, pages };
+    const moved = pages?.payload ? [pages.payload.buffer as ArrayBuffer] : [];
+    this.#port.postMessage({ type: 'reply', id, answer } satisfies MachineMessage, moved);
   }
 
   #refuse(id: number, error: unknown): void {

@@ -8,6 +8,7 @@ export type EndReason =
   | 'triple-fault' // the guest's CPU shut down
   | 'guest-instruction' // the guest executed what nothing here can complete
   | 'kvm-failure' // KVM refused to go on
+  | 'migrated' // it goes on in another process
   | 'stopped'; // the host stopped it
 
 /** How a machine ended. */

@@ -6,6 +6,7 @@ import {
   MAP_ANONYMOUS,
   MAP_NORESERVE,
   MAP_PRIVATE,
+  MAP_SHARED,
   PROT_READ,
   PROT_WRITE,
 } from '../kvm/generated/abi.js';
@@ -41,6 +42,8 @@ export interface MemoryLayer {
   readonly fd: number;
   /** First page and number of pages of each piece that the layer has, in order; undefined: all of RAM. */
   readonly extents: readonly (readonly [page: number, count: number])[] | undefined;
+  /** The file is this machine's alone: it is written in place, so that nothing is in memory twice. */
+  readonly exclusive?: boolean;
 }
 
 /**
@@ -59,7 +62,7 @@ export class GuestRam implements Disposable {
     this.#vm = vm;
     const protection = PROT_READ | PROT_WRITE;
     const [base, ...later] = layers;
-    const flags = MAP_PRIVATE | MAP_NORESERVE | (base ? 0 : MAP_ANONYMOUS);
+    const flags = (base?.exclusive ? MAP_SHARED : MAP_PRIVATE) | MAP_NORESERVE | (base ? 0 : MAP_ANONYMOUS);
     try {
       let offset = 0;
       const regions = ramRanges(size).map((range, slot) => {

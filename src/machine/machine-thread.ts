@@ -27,7 +27,7 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
     for (;;) {
       end = host.reasonOfReset(runLoop(machine, host));
       const last = end.reason !== 'guest-reset' || config.onReset === 'end';
-      if (last && end.reason !== 'stopped') host.keepOutput();
+      if (last && end.reason !== 'stopped' && end.reason !== 'migrated') host.keepOutput();
       machine[Symbol.dispose]();
       if (last) break;
       host.log('info', 'the guest reset itself: booting it again');

@@ -13,6 +13,8 @@ import type { Vsock } from '../backends/vsock/vsock.js';
 import type { VsockHost } from '../backends/vsock/vsock-host.js';
 import { AgentError, DriveError, errnoName, MachineError, MemoryError, TsvisorError, UsageError } from '../errors.js';
 import { addon } from '../kvm/addon.js';
+import type { MigrateOptions, MigrationResult } from '../migration/options.js';
+import type { ReceiveOptions } from '../migration/receive.js';
 import { type CheckedState, decodeState, encodeState } from '../snapshot/format.js';
 import { OpenSnapshot } from '../snapshot/open.js';
 import { portableConfig, type RestoreOptions, restoredConfig } from '../snapshot/restore.js';
@@ -36,7 +38,7 @@ import { RateLimit, WARNINGS_PER_MINUTE } from './rate-limit.js';
 import { ThreadLink } from './thread-link.js';
 import { discardWhileUnread } from './unread-stream.js';
 import { UserNetworks } from './user-networks.js';
-import { keepWarm } from './warm-threads.js';
+import { keepWarm, warmUp } from './warm-threads.js';
 
 /** Lines of the guest's console that an error carries. */
 const ERROR_CONSOLE_LINES = 20;
@@ -110,6 +112,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   #held: Promise<unknown> = Promise.resolve();
   /** Folders with its private files. */
   readonly #scratch: string[] = [];
+  /** Its disks may be another process's. */
+  #undecided = false;
   #state: MachineState = 'created';
   #removeAbort = () => {};
 
@@ -235,6 +239,36 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
    */
   static keepWarm(count: number): void {
     keepWarm(count);
+  }
+
+  /**
+   * Waits at an address for a machine that another process moves here by migrate(), and takes it: resolves once it runs
+   * here (or is paused, as it was there). One migration is awaited; a visitor with another key ends that.
+   * @param address `tcp:HOST:PORT`, where a port of 0 is chosen by the host, or `unix:PATH`, which is made.
+   * @param options `drives` are for those that are not at the same path, or not the same files, here: they must have the
+   * contents that the guest left behind. The rest is as for restore().
+   * @throws MigrationError; then the machine goes on where it was. UsageError, or the signal's reason.
+   */
+  static async receive(
+    address: string,
+    options: ReceiveOptions & Omit<RestoreOptions, 'track' | 'verify'> & MachineOptions,
+  ): Promise<Machine> {
+    const { key, timeout, onProgress, onListening, onLog, signal, ...rest } = options;
+    const { receiveMachine } = await import('../migration/receive.js');
+    const machineOptions = { ...(onLog && { onLog }), ...(signal && { signal }) };
+    return receiveMachine(address, {
+      key,
+      signal,
+      drives: rest.drives ?? [],
+      ...(timeout !== undefined && { timeout }),
+      ...(onProgress && { onProgress }),
+      ...(onListening && { onListening }),
+      prepare: async (state, drives) => {
+        warmUp();
+        await restoredConfig(state, '', { ...rest, drives });
+      },
+      build: (state, drives, layer) => Machine.#resurrect(state, [layer], '', { ...rest, drives }, machineOptions),
+    });
   }
 
   static async #resurrect(
@@ -370,6 +404,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   /** Goes on after pause(). @throws TsvisorError ERR_MACHINE_STATE when it is not paused. */
   async resume(): Promise<void> {
     this.#mustBe('paused', 'resume');
+    if (this.#undecided) await this.#link.request({ command: 'release' });
+    this.#undecided = false;
     await this.#link.request({ command: 'resume' });
     this.#setState('running');
   }
@@ -430,6 +466,31 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
       addon.close(fd);
       if (!fork) await removeFolder(disks);
     }
+  }
+
+  /**
+   * Moves the machine, running or paused, to a process that waits for it by receive(), while the guest runs on: it stands
+   * still only for the last part of its memory. When this resolves the machine has ended here, with reason `migrated`,
+   * and runs there. Connections of the guest to the outside by the host's vsock or a user-mode network are reset.
+   * @param address of the other process: `tcp:HOST:PORT` or `unix:PATH`.
+   * @throws MigrationError when it could not be moved; it then goes on here as before, unless the message says that this
+   * cannot be known: then it is `paused`. ERR_MACHINE_STATE when it has ended or was never started; UsageError; the
+   * signal's reason.
+   */
+  async migrate(address: string, options: MigrateOptions): Promise<MigrationResult> {
+    if (this.#state === 'created') this.#mustBe('running', 'migrate');
+    const { migrateMachine } = await import('../migration/send.js');
+    return this.#oneByOne(async () => {
+      this.#base = undefined; // it takes the notes of written pages for itself
+      const undecided = () => {
+        this.#undecided = true;
+        this.#setState('paused');
+      };
+      const source = { link: this.#link, config: this.#config, portable: this.#portable, undecided };
+      const result = await migrateMachine(source, address, options);
+      await this.wait();
+      return result;
+    });
   }
 
   get #source(): SnapshotSource {

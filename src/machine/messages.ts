@@ -46,6 +46,20 @@ export interface SavePages {
   readonly track: boolean;
 }
 
+/**
+ * A step of handing out guest memory: `begin` starts with all pages and notes from now on which are written, `round` adds
+ * those that were written since, `more` gives the next of them, `end` is the end of it.
+ */
+export type PagesStep = 'begin' | 'round' | 'more' | 'end';
+
+/** What a step of `pages` gave. */
+export interface PageBatch {
+  /** Of `more`; see PageSource. */
+  readonly payload: Uint8Array | undefined;
+  /** Pages that are still to be given. */
+  readonly remaining: number;
+}
+
 /** What `save` gave. */
 export interface SavedMachine {
   readonly machine: SavedState;
@@ -60,10 +74,25 @@ export interface ControlRequest {
   readonly id: number;
   /**
    * `hold` stops the vCPUs until `release` and answers when no device works on a request and what the guest wrote is on
-   * its disks; `save` is for in between.
+   * its disks; `save` is for in between, as is `handOver`, which lets another process open the disks until `release`.
+   * `migrated` ends the machine, since it goes on elsewhere.
    */
-  readonly command: 'start' | 'pause' | 'resume' | 'stop' | 'query' | 'resize' | 'hold' | 'save' | 'release';
+  readonly command:
+    | 'start'
+    | 'pause'
+    | 'resume'
+    | 'stop'
+    | 'query'
+    | 'resize'
+    | 'hold'
+    | 'save'
+    | 'handOver'
+    | 'release'
+    | 'pages'
+    | 'migrated';
+  /** Of `save`: undefined leaves memory out. */
   readonly save?: SavePages;
+  readonly pages?: PagesStep;
   /** Of `resize`: the console port, by number, and its size. */
   readonly resize?: { readonly port: number; readonly size: ConsoleSize };
 }
@@ -91,6 +120,7 @@ export type DeviceReport =
 export interface ControlAnswer {
   readonly state: MachineState;
   readonly saved?: SavedMachine | undefined;
+  readonly pages?: PageBatch | undefined;
   readonly stats: MachineStats;
 }
 

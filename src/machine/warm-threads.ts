@@ -28,15 +28,20 @@ export function takeThread(): Worker {
   worker.removeAllListeners();
   worker.ref();
   // Not before this machine has had its turn.
-  if (waiting.length < wanted) setTimeout(fill, REFILL_DELAY).unref();
+  if (waiting.length < wanted) setTimeout(() => fill(), REFILL_DELAY).unref();
   return worker;
 }
 
 /** Milliseconds. */
 const REFILL_DELAY = 20;
 
-function fill(): void {
-  while (waiting.length < wanted) {
+/** Sees to it that one is ready for a machine that is to come soon. */
+export function warmUp(): void {
+  fill(1);
+}
+
+function fill(count = wanted): void {
+  while (waiting.length < count) {
     const worker = start();
     worker.unref();
     const forget = () => {

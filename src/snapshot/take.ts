@@ -166,7 +166,7 @@ async function parentFrom(path: string, base: { readonly path: string; readonly 
 }
 
 /** What the guest is booted from when it resets itself; undefined when it is not, or when a file is gone. */
-function bootFiles({ kernel, initrd, agentProgram, onReset }: ResolvedConfig): BootFiles | undefined {
+export function bootFiles({ kernel, initrd, agentProgram, onReset }: ResolvedConfig): BootFiles | undefined {
   if (onReset === 'end') return undefined;
   try {
     return {

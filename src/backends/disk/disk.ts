@@ -31,6 +31,13 @@ export interface Disk {
   zero(offset: number, length: number, unmap: boolean, request: IoRequest): number;
   /** What is under way ends soon, with -ECANCELED where it has not begun. */
   cancel(): void;
+  /**
+   * Nothing is under way: lets another process have the disk. Its contents are in its files; nothing is asked of it until
+   * takeBack(). @throws DriveError when its contents could not be written; it is still this machine's then.
+   */
+  handOver(): void;
+  /** Undoes handOver(), after which nobody else has written it. @throws DriveError while another process has it. */
+  takeBack(): void;
   /** Nothing is under way any more. Makes durable what the guest would find at its next boot. @throws DriveError */
   close(): void;
 }

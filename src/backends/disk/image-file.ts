@@ -54,7 +54,7 @@ export function openLocked(path: string, { writable, direct }: OpenOptions): { f
   const flags = mode | constants.O_NONBLOCK | constants.O_NOCTTY;
   const fd = open(path, flags, writable);
   try {
-    lock(fd, path, writable);
+    lockImage(fd, path, writable);
     return { fd, directFd: direct ? open(path, flags | constants.O_DIRECT, writable) : -1 };
   } catch (error) {
     closeSync(fd);
@@ -120,8 +120,13 @@ function open(path: string, flags: number, writable: boolean): number {
   }
 }
 
-/** Shared by readers, exclusive for a writer; it goes with the descriptor. */
-function lock(fd: number, path: string, writable: boolean): void {
+/** Lets another process open an image that this one goes on having open. */
+export function unlockImage(fd: number): void {
+  addon.ofdUnlock(fd);
+}
+
+/** Shared by readers, exclusive for a writer; it goes with the descriptor. @throws DriveError when another has it. */
+export function lockImage(fd: number, path: string, writable: boolean): void {
   const results = writable
     ? [addon.ofdLock(fd, false, true, 0, 0)]
     : [

@@ -7,7 +7,7 @@ import type { GuestIo, IoRequest } from '../guest-io.js';
 import { type AllocationBitmap, CLUSTER } from './allocation-bitmap.js';
 import type { Disk } from './disk.js';
 import { HostFile } from './host-file.js';
-import type { ImageFile } from './image-file.js';
+import { type ImageFile, lockImage, unlockImage } from './image-file.js';
 import { type OverlayFile, writeAll } from './overlay-file.js';
 import { OverlayOperation, type OverlayWork } from './overlay-operation.js';
 import { OverlaySync } from './overlay-sync.js';
@@ -101,16 +101,32 @@ export class OverlayImage implements Disk {
     for (const operation of this.#waiting.splice(0)) operation.finish(-ECANCELED);
   }
 
+  handOver(): void {
+    this.#settle();
+    unlockImage(this.file.fd);
+  }
+
+  takeBack(): void {
+    lockImage(this.file.fd, this.path, true);
+  }
+
   close(): void {
+    try {
+      this.#settle();
+    } finally {
+      this.base.close();
+      this.file.close();
+    }
+  }
+
+  /** @throws DriveError */
+  #settle(): void {
     this.#sync.abandon();
     try {
       this.#writeBitmap();
     } catch (error) {
       const { code, message } = error as NodeJS.ErrnoException;
       throw new DriveError(`${this.path}: the guest’s last writes are lost: ${code ?? message}`, { cause: error });
-    } finally {
-      this.base.close();
-      this.file.close();
     }
   }
 

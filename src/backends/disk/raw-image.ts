@@ -1,9 +1,10 @@
+import { DriveError, errnoName } from '../../errors.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
 import type { Segments } from '../../virtio/segments.js';
 import type { GuestIo, IoRequest } from '../guest-io.js';
 import type { Disk } from './disk.js';
 import { HostFile } from './host-file.js';
-import type { ImageFile } from './image-file.js';
+import { type ImageFile, lockImage, unlockImage } from './image-file.js';
 
 export interface RawImageOptions {
   readonly readOnly: boolean;
@@ -58,6 +59,17 @@ export class RawImage implements Disk {
 
   cancel(): void {
     this.#file.cancel();
+  }
+
+  handOver(): void {
+    if (this.readOnly) return;
+    const error = this.#file.flushError;
+    if (error) throw new DriveError(`${this.path}: the guest’s last writes are lost: ${errnoName(-error)}`);
+    unlockImage(this.#file.fd);
+  }
+
+  takeBack(): void {
+    if (!this.readOnly) lockImage(this.#file.fd, this.path, true);
   }
 
   close(): void {

@@ -133,7 +133,8 @@ function readLine(client: Socket): Promise<string | undefined> {
 }
 
 /** Removes a socket that nobody listens on. @throws TsvisorError when there is something else of that name. */
-async function removeStale(path: string): Promise<void> {
+/** Removes a socket that a dead process left. @throws TsvisorError ERR_OUTPUT when there is anything else. */
+export async function removeStale(path: string): Promise<void> {
   if (Buffer.byteLength(path) > MAX_SOCKET_PATH) {
     throw cannotMake(path, `its path is longer than ${MAX_SOCKET_PATH} bytes`);
   }

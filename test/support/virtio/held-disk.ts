@@ -42,6 +42,10 @@ export class HeldDisk implements Disk {
 
   attach(): void {}
 
+  handOver(): void {}
+
+  takeBack(): void {}
+
   read(offset: number, into: Segments, request: IoRequest): number {
     return this.#hold('read', offset, into.length, request, into);
   }
