@@ -1,8 +1,10 @@
 import { type MessagePort, receiveMessageOnPort } from 'node:worker_threads';
+import { PENDING } from '../backends/disk/disk.js';
 import { errnoName, errorToData, MigrationError, SnapshotError } from '../errors.js';
 import { addon } from '../kvm/addon.js';
 import { EPOLLIN } from '../kvm/generated/abi.js';
 import { dirtyExtents } from './dirty-extents.js';
+import { Timer } from './fd-events.js';
 import type { HostServices } from './host-services.js';
 import type {
   ControlAnswer,
@@ -20,11 +22,14 @@ import { settle } from './run-loop.js';
 import type { UserDevices } from './user-devices/user-devices.js';
 import type { VirtualMachine } from './virtual-machine.js';
 
+/** Microseconds for which the guest stands still while its disks work. */
+const HOLD_LIMIT = 30e6;
+
 /**
  * Control requests from the main thread. The doorbell's eventfd brings the run loop here; this thread's own event loop
  * does not run meanwhile.
  */
-export class Control {
+export class Control implements Disposable {
   state: MachineState;
   #machine: VirtualMachine;
   readonly #host: HostServices;
@@ -33,13 +38,14 @@ export class Control {
   readonly #doorbell: number;
   readonly #count = new Uint8Array(8);
   readonly #watch: (events: number) => void;
-  /** Of `hold`: lets the vCPUs run again. */
+  /** From `hold` to `release`: lets the vCPUs run again. */
   #letGo: (() => void) | undefined;
   #pages: PageSource | undefined;
   /** Another process may have the disks. */
   #handedOver = false;
   /** The request that waits for the devices. */
   #holding: number | undefined;
+  readonly #holdLimit: Timer;
 
   /** @param state `created`, or `paused` for a machine that was saved. */
   constructor(
@@ -56,6 +62,9 @@ export class Control {
     this.#devices = devices;
     this.#port = port;
     this.#doorbell = doorbell;
+    this.#holdLimit = new Timer(host.events, () => {
+      this.#refuseHold(`the machine’s disks have not come to rest for ${HOLD_LIMIT / 1e6} s; take it again`);
+    });
     this.#watch = host.events.add(doorbell, () => this.#receive());
     this.#watch(EPOLLIN);
   }
@@ -64,10 +73,11 @@ export class Control {
   replaceMachine(machine: VirtualMachine): void {
     this.#machine = machine;
     this.#pages = undefined;
-    if (this.#holding === undefined) return;
-    this.#refuse(this.#holding, new SnapshotError('snapshot: the guest reset itself meanwhile; take it again'));
-    this.#holding = undefined;
-    this.#release();
+    this.#refuseHold('the guest reset itself meanwhile; take it again');
+  }
+
+  [Symbol.dispose](): void {
+    this.#holdLimit.close();
   }
 
   #receive(): void {
@@ -114,19 +124,50 @@ export class Control {
     this.#reply(id, saved, pages);
   }
 
+  /** Twice until no device works on a request: a flush of the disks takes requests of its own. */
   #hold(id: number): void {
-    this.#letGo ??= this.#host.holdVcpus();
+    if (this.#letGo) {
+      this.#refuse(id, new SnapshotError('snapshot: another one of this machine is being taken; wait for that'));
+      return;
+    }
+    this.#letGo = this.#host.holdVcpus();
     this.#holding = id;
-    if (!settle(this.#machine, this.#host)) return; // the guest's end: nobody waits any more
+    if (!settle(this.#machine, this.#host)) return; // the guest's end, or its reset: replaceMachine() tells
+    this.#holdLimit.arm(HOLD_LIMIT);
     const machine = this.#machine;
     machine.whenQuiet(() => {
-      for (const disk of this.#host.drives) if (!disk.readOnly) disk.flush(NOBODY);
+      if (this.#holding === id) this.#syncDisks(id);
       machine.whenQuiet(() => {
         if (this.#holding !== id) return;
-        this.#holding = undefined;
+        this.#endHolding();
         this.#reply(id);
       });
     });
+  }
+
+  #syncDisks(id: number): void {
+    this.#host.drives.forEach((disk, index) => {
+      const ioDone = (result: number): void => {
+        if (result >= 0 || this.#holding !== id) return;
+        const why = `${disk.path} cannot be flushed: ${errnoName(-result)}; the guest’s last writes to it may be lost`;
+        this.#refuseHold(`drives[${index}]: ${why}`);
+      };
+      const result = disk.sync({ ioDone });
+      if (result !== PENDING) ioDone(result);
+    });
+  }
+
+  /** Who asked for it gets an error instead, and the guest goes on. */
+  #refuseHold(why: string): void {
+    if (this.#holding === undefined) return;
+    this.#refuse(this.#holding, new SnapshotError(`snapshot: ${why}`));
+    this.#endHolding();
+    this.#release();
+  }
+
+  #endHolding(): void {
+    this.#holding = undefined;
+    this.#holdLimit.disarm();
   }
 
   #save(memory: SavePages | undefined): SavedMachine {
@@ -196,6 +237,3 @@ export class Control {
     this.#port.postMessage({ type: 'refusal', id, error: errorToData(error) } satisfies MachineMessage);
   }
 }
-
-/** Who asks a disk for a flush waits by whenQuiet(). */
-const NOBODY = { ioDone: () => {} };

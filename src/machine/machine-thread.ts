@@ -21,7 +21,7 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
       ? await VirtualMachine.restore(config, host, devices, origin.layers, new StateReader(origin.machine, ''))
       : await VirtualMachine.build(config, host, devices);
     machine.ram.trackDirtyPages(origin?.track ?? false);
-    const control = new Control(machine, origin ? 'paused' : 'created', host, devices, port, doorbell);
+    using control = new Control(machine, origin ? 'paused' : 'created', host, devices, port, doorbell);
     post({ type: 'ready', devices: devices.places });
     let end: MachineEnd;
     for (;;) {

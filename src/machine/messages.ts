@@ -74,8 +74,8 @@ export interface ControlRequest {
   readonly id: number;
   /**
    * `hold` stops the vCPUs until `release` and answers when no device works on a request and what the guest wrote is on
-   * its disks; `save` is for in between, as is `handOver`, which lets another process open the disks until `release`.
-   * `migrated` ends the machine, since it goes on elsewhere.
+   * its disks; one that is refused holds nothing. `save` is for in between, as is `handOver`, which lets another process
+   * open the disks until `release`. `migrated` ends the machine, since it goes on elsewhere.
    */
   readonly command:
     | 'start'

@@ -78,10 +78,7 @@ export async function takeSnapshot(
   const temporary = join(dirname(path), `.${basename(path)}.${randomBytes(6).toString('hex')}.tmp`);
   try {
     await mkdir(temporary, { mode: 0o700 });
-    const info = await write(source, temporary, path, options);
-    await rename(temporary, path);
-    await syncFolder(dirname(path));
-    return info;
+    return await write(source, temporary, path, options);
   } catch (error) {
     await rm(temporary, { recursive: true, force: true });
     if (error instanceof TsvisorError) throw error;
@@ -100,15 +97,19 @@ async function write(
   try {
     await memory.truncate(source.config.memory);
     const { state, memoryBytes, pauseMs } = await capture(source, memory.fd, temporary, path, options);
-    // The guest runs again: its pause is not longer for these.
-    const memoryChecksums = bytesToState(await memoryChecksumsOf(memory, state.memory.size));
-    await writeFile(join(temporary, STATE_FILE), encodeState({ ...state, memoryChecksums }), {
-      flag: 'wx',
-      mode: 0o600,
-      flush: true,
-    });
-    await memory.sync();
-    await syncFolder(temporary);
+    try {
+      // The guest runs again: its pause is not longer for these.
+      const memoryChecksums = bytesToState(await memoryChecksumsOf(memory, state.memory.size));
+      const bytes = encodeState({ ...state, memoryChecksums });
+      await writeFile(join(temporary, STATE_FILE), bytes, { flag: 'wx', mode: 0o600, flush: true });
+      await memory.sync();
+      await syncFolder(temporary);
+      await rename(temporary, path);
+      await syncFolder(dirname(path));
+    } catch (error) {
+      if (options.stop) await letGo(source.link); // it goes on after all
+      throw error;
+    }
     return { path, id: state.id, memoryBytes, pauseMs };
   } finally {
     await memory.close();
@@ -116,7 +117,7 @@ async function write(
 }
 
 /**
- * Saves a machine. Unless it is to stop, it goes on when this is done.
+ * Saves a machine. It goes on when this is done, unless that went well and it is to stop.
  * @param memory open for writing, as long as RAM. @param disks folder for copies. @param path where both will be.
  */
 export async function capture(
@@ -133,15 +134,15 @@ export async function capture(
   let goesOn = true;
   let saved: SavedMachine;
   let captured: SnapshotState['disks'];
+  await link.request({ command: 'hold' });
   try {
-    await link.request({ command: 'hold' });
     captured = await captureDisks(config.drives, mode, disks);
     const pages = differential ? 'dirty' : 'all';
     saving?.();
     saved = savedBy(await link.request({ command: 'save', save: { fd: memory, pages, track } }));
     goesOn = !stop;
   } finally {
-    if (goesOn) await link.request({ command: 'release' }).catch(() => {}); // it may have ended
+    if (goesOn) await letGo(link);
     pauseMs = performance.now() - began;
   }
   const boot = bootFiles(config);
@@ -177,6 +178,11 @@ export function bootFiles({ kernel, initrd, agentProgram, onReset }: ResolvedCon
   } catch {
     return undefined;
   }
+}
+
+/** The guest goes on, unless it has ended. */
+async function letGo(link: SnapshotSource['link']): Promise<void> {
+  await link.request({ command: 'release' }).catch(() => {});
 }
 
 function savedBy({ saved }: ControlAnswer): SavedMachine {

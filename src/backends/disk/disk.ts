@@ -25,6 +25,8 @@ export interface Disk {
   write(offset: number, from: Segments, request: IoRequest): number;
   /** Makes every write that is done durable. */
   flush(request: IoRequest): number;
+  /** As flush(), for a snapshot: afterwards the disk's files have all that was written, also where flushes do nothing. */
+  sync(request: IoRequest): number;
   /** The range's contents are of no use any more: they may stay, or read as zeros. */
   discard(offset: number, length: number, request: IoRequest): number;
   /** The range reads as zeros from now on. @param unmap its blocks may be given back to the host. */

@@ -85,6 +85,10 @@ export class OverlayImage implements Disk {
     return this.#unsafe ? 0 : this.#sync.flush(request);
   }
 
+  sync(request: IoRequest): number {
+    return this.#sync.flush(request);
+  }
+
   /** Clusters of the base stay as they are: there is nothing to give back. */
   discard(offset: number, length: number, request: IoRequest): number {
     return this.#start('discard', offset, length, undefined, request);

@@ -49,6 +49,10 @@ export class RawImage implements Disk {
     return this.#unsafe || this.readOnly ? 0 : this.#file.flush(request);
   }
 
+  sync(request: IoRequest): number {
+    return this.readOnly ? 0 : this.#file.flush(request);
+  }
+
   discard(offset: number, length: number, request: IoRequest): number {
     return this.#file.discard(offset, length, request);
   }

@@ -58,6 +58,10 @@ export class HeldDisk implements Disk {
     return this.#hold('flush', 0, 0, request);
   }
 
+  sync(request: IoRequest): number {
+    return this.flush(request);
+  }
+
   discard(offset: number, length: number, request: IoRequest): number {
     return this.#hold('discard', offset, length, request);
   }
