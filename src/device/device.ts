@@ -101,4 +101,19 @@ export abstract class Device<Options, Host extends DeviceHost> {
 
   /** Back to the state after power-on: the guest was reset. */
   reset(): void {}
+
+  /**
+   * What a snapshot of the machine is to carry of the device, as JSON: numbers, texts, booleans, null, lists and plain
+   * objects, at most 2^20 characters. Its queues, its interrupt and guest memory are carried without it; timers and
+   * messages on their way are not. When this throws, or returns anything else, machine.snapshot() rejects with
+   * ERR_DEVICE, and machine and device go on. Without it, the device begins as after power-on in a restored machine.
+   */
+  save?(): unknown;
+
+  /**
+   * Takes over what save() gave, in a machine that goes on from a snapshot; of a virtio device after its queues are
+   * there, and before handleQueue() is called for each of them. Not called when nothing was saved. A snapshot may be
+   * anybody's: check what it says. When this throws, Machine.restore() rejects with ERR_DEVICE.
+   */
+  restore?(state: unknown): void;
 }

@@ -18,7 +18,8 @@ export interface WritableBuffers extends Buffers {
 
 /**
  * A request of the driver: a descriptor chain, read once and checked (virtio 1.2 section 2.7). It may be kept and given
- * back much later. After a reset of the device it is empty, and to give it back has no effect.
+ * back much later. After a reset of the device it is empty, and to give it back has no effect. In a machine that goes on
+ * from a snapshot, pop() first gives again what was kept when that was taken.
  */
 export interface Chain {
   /** What the driver says. */

@@ -208,7 +208,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     const whole = await withDefaultGuest(config, options.onLog);
     const resolved = resolveConfig(whole);
     const machine = await Machine.#make(resolved, config.networks ?? [], options);
-    machine.#portable = portableConfig({ ...whole, ...(resolved.vsock && { vsock: whole.vsock ?? true }) });
+    const { vsock, devices } = resolved;
+    machine.#portable = portableConfig({ ...whole, devices, ...(vsock && { vsock: whole.vsock ?? true }) });
     return machine;
   }
 

@@ -55,6 +55,8 @@ export interface RestoredConfig {
 
 /** In place of a kernel of which nothing is known. */
 const NO_KERNEL = '(unknown)';
+/** Characters of a device's name. */
+const MAX_NAME = 64;
 const MAX_DEVICES = 64;
 /**
  * Which fields of a saved configuration are taken as they are: those that lead to nothing of the host whatever they say,
@@ -193,7 +195,16 @@ function restoredDevices(saved: StateReader, given: readonly DeviceModule[] | un
   const devices = given ?? [];
   checkList(devices, 'devices');
   sameLength('devices', devices, before);
-  return devices;
+  return devices.map((device, index) => withSavedName(device, before[index] as StateReader, index));
+}
+
+/** A device's state is found by its name. */
+function withSavedName(device: DeviceModule, saved: StateReader, index: number): DeviceModule {
+  if (!saved.has('name') || typeof device !== 'object' || device === null) return device; // checkFields() tells
+  const before = saved.text('name', MAX_NAME);
+  const { name = before } = device;
+  if (name !== before) throw new UsageError(`devices[${index}].name: the machine had '${before}' there`);
+  return { ...device, name };
 }
 
 function restoredVsock(saved: StateReader, given: VsockConfig | undefined): VsockConfig | undefined {

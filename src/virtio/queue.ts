@@ -88,7 +88,7 @@ export class Virtqueue {
     this.#nextUsed = this.#published = state.nextUsed;
   }
 
-  /** Where the device has come to; chains not yet pushed are lost with it. */
+  /** Where the device has come to; of chains that it still has only their number, nextAvailable - nextUsed. */
   get state(): QueueState {
     return {
       size: this.size,
@@ -118,17 +118,17 @@ export class Virtqueue {
     if (!this.#alive) return undefined;
     if (this.#nextAvailable === this.#seen && !this.#look()) return undefined;
     const entry = this.#available + 4 + 2 * (this.#nextAvailable & (this.size - 1));
-    const head = this.#memory.readU16(entry);
-    const chain = this.#free.pop() ?? new DescriptorChain(this.#memory);
-    try {
-      chain.load(this.#descriptors, this.size, head, this.#options.limit, this.#options.indirect);
-    } catch (error) {
-      if (!(error instanceof BrokenRing)) throw error;
-      this.#break(error.message);
-      return undefined;
-    }
-    this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff;
+    const chain = this.#load(this.#memory.readU16(entry));
+    if (chain) this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff;
     return chain;
+  }
+
+  /**
+   * A chain that was popped, and not pushed, before its machine was saved.
+   * @param head what it had. @returns undefined when the driver broke it since, which ends the queue.
+   */
+  popAgain(head: number): DescriptorChain | undefined {
+    return this.#alive ? this.#load(head) : undefined;
   }
 
   /**
@@ -169,6 +169,18 @@ export class Virtqueue {
     this.#memory.writeU16(this.#used + 2, this.#published);
     fence(); // the driver reads used.idx after it has asked for an interrupt
     if (this.#wantsInterrupt(before)) this.#options.interrupt();
+  }
+
+  #load(head: number): DescriptorChain | undefined {
+    const chain = this.#free.pop() ?? new DescriptorChain(this.#memory);
+    try {
+      chain.load(this.#descriptors, this.size, head, this.#options.limit, this.#options.indirect);
+      return chain;
+    } catch (error) {
+      if (!(error instanceof BrokenRing)) throw error;
+      this.#break(error.message);
+      return undefined;
+    }
   }
 
   #wantsInterrupt(before: number): boolean {

@@ -1,5 +1,6 @@
-import type { BusDevice } from '../../bus/bus.js';
+import type { BusDevice, DeviceState } from '../../bus/bus.js';
 import type { MmioDevice, MmioDeviceHost } from '../../device/mmio-device.js';
+import type { StateReader } from '../../state-reader.js';
 import { type Power, settled, UserDevice } from './user-device.js';
 
 const MIN_SIZE = 4;
@@ -47,6 +48,18 @@ export class UserMmio extends UserDevice<MmioDevice> implements BusDevice, MmioD
       this.guard(() => this.device.write(offset + from, value, size));
       at += size;
     }
+  }
+
+  /** @throws DeviceError */
+  save(): DeviceState {
+    return { ...this.saveDevice(), level: this.#level };
+  }
+
+  restore(state: StateReader): void {
+    const level = state.boolean('level');
+    if (this.trigger === 'level') this.#setLevel(level);
+    else this.#level = level; // up again, it would be an event
+    this.restoreDevice(state);
   }
 
   override powerOn(power: Power): void {

@@ -1,4 +1,5 @@
 import type { Chain, Queue, WritableBuffers } from '../../device/virtio-device.js';
+import type { StateReader } from '../../state-reader.js';
 import type { DescriptorChain } from '../../virtio/chain.js';
 import type { Virtqueue } from '../../virtio/queue.js';
 import type { Segments } from '../../virtio/segments.js';
@@ -9,6 +10,10 @@ import type { Segments } from '../../virtio/segments.js';
  */
 export class UserQueue implements Queue {
   readonly #queue: Virtqueue;
+  /** Chains that the device has. */
+  readonly #out = new Set<DescriptorChain>();
+  /** Heads of those that it had when its machine was saved, and has not popped again. */
+  #again: number[] = [];
   #over = false;
 
   constructor(queue: Virtqueue) {
@@ -30,8 +35,12 @@ export class UserQueue implements Queue {
   }
 
   pop(): Chain | undefined {
-    const chain = this.alive ? this.#queue.pop() : undefined;
-    return chain && new UserChain(this, chain);
+    if (!this.alive) return undefined;
+    const head = this.#again.shift();
+    const chain = head === undefined ? this.#queue.pop() : this.#queue.popAgain(head);
+    if (!chain) return undefined;
+    this.#out.add(chain);
+    return new UserChain(this, chain);
   }
 
   push(chain: Chain, written: number): void {
@@ -42,11 +51,27 @@ export class UserQueue implements Queue {
     if (!(Number.isInteger(written) && written >= 0 && written <= length)) {
       throw new RangeError(`push: ${written} bytes written to a chain that has room for ${length}`);
     }
-    this.#queue.push(chain.giveBack(), written);
+    const own = chain.giveBack();
+    this.#out.delete(own);
+    this.#queue.push(own, written);
   }
 
   publish(): void {
     if (this.alive) this.#queue.publish();
+  }
+
+  /** Which chains the device has, in the order in which it got them. */
+  save(): { readonly kept: readonly number[] } {
+    return { kept: this.alive ? [...Array.from(this.#out, ({ head }) => head), ...this.#again] : [] };
+  }
+
+  /** The device gets them again, before all others. @throws SnapshotError when they cannot be as many as they are. */
+  restore(state: StateReader): void {
+    const { size, nextAvailable, nextUsed } = this.#queue.state;
+    const kept = state.numbers('kept', this.size, 0, size - 1);
+    const count = this.alive ? (nextAvailable - nextUsed) & 0xffff : 0;
+    if (kept.length !== count) state.refuse('kept', `are ${kept.length} chains where the device has ${count}`);
+    this.#again = kept;
   }
 }
 

@@ -1,5 +1,8 @@
+import { isDeepStrictEqual } from 'node:util';
 import type { Channel, Device, DeviceHost, LogLevel, Timer } from '../../device/device.js';
+import { DeviceError } from '../../errors.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
+import type { StateReader } from '../../state-reader.js';
 import { type FdEvents, Timer as FdTimer } from '../fd-events.js';
 import type { DevicePlace, DeviceReport } from '../messages.js';
 import { RateLimit } from '../rate-limit.js';
@@ -9,6 +12,8 @@ export const MAX_UNTAKEN = 1024;
 const MAX_TIMERS = 64;
 const MAX_TIMER_US = 2 ** 32 - 1;
 const LOG_LINES_PER_MINUTE = 60;
+/** Of a device's saved state, in characters of JSON. */
+const MAX_STATE = 2 ** 20;
 
 /** What the host of a user's device needs of its machine. */
 export interface UserDeviceServices {
@@ -119,6 +124,39 @@ export abstract class UserDevice<D extends Device<unknown, DeviceHost>> implemen
     this.power = undefined;
   }
 
+  /** What of the device is saved. It goes on whatever it throws: the machine is not saved then. @throws DeviceError */
+  protected saveDevice(): { readonly stopped: boolean; readonly state?: unknown } {
+    const { stopped, device } = this;
+    if (stopped || !device.save) return { stopped };
+    let state: unknown;
+    try {
+      state = settled(device.save());
+    } catch (cause) {
+      throw new DeviceError(`device '${this.name}': its save() threw ${describe(cause)}`, { cause });
+    }
+    if (state === undefined) return { stopped };
+    const copy = throughJson(state);
+    if (copy === undefined) {
+      const may = `numbers, texts, booleans, null, lists and plain objects, at most ${MAX_STATE} characters of JSON`;
+      throw new DeviceError(`device '${this.name}': its save() returned what cannot be saved; it may be ${may}`);
+    }
+    return { stopped, state: copy };
+  }
+
+  /** Takes over what saveDevice() gave. @throws DeviceError, SnapshotError */
+  protected restoreDevice(saved: StateReader): void {
+    this.stopped = saved.boolean('stopped');
+    if (this.stopped || !saved.has('state')) return;
+    const { device } = this;
+    if (!device.restore)
+      throw new DeviceError(`device '${this.name}': it was saved with a state, but has no restore()`);
+    try {
+      settled(device.restore(saved.raw('state')));
+    } catch (cause) {
+      throw new DeviceError(`device '${this.name}': its restore() threw ${describe(cause)}`, { cause });
+    }
+  }
+
   [Symbol.dispose](): void {
     for (const timer of this.#timers) timer.close();
     this.#timers.length = 0;
@@ -161,6 +199,17 @@ export abstract class UserDevice<D extends Device<unknown, DeviceHost>> implemen
     this.#services.report({ type: 'device-message', device: this.index, value });
     this.#untaken++;
     return true;
+  }
+}
+
+/** What a value is after it was JSON; undefined when that is not the same, or too long. */
+function throughJson(value: unknown): unknown {
+  try {
+    const text = JSON.stringify(value) ?? '';
+    const copy = text.length <= MAX_STATE ? JSON.parse(text) : undefined;
+    return isDeepStrictEqual(copy, value) ? copy : undefined;
+  } catch {
+    return undefined;
   }
 }
 

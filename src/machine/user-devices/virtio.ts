@@ -1,4 +1,6 @@
+import type { DeviceState } from '../../bus/bus.js';
 import type { Queue, VirtioDevice, VirtioDeviceHost } from '../../device/virtio-device.js';
+import type { StateReader } from '../../state-reader.js';
 import type { VirtioContext, VirtioModel } from '../../virtio/device.js';
 import { UserQueue } from './queue.js';
 import { settled, UserDevice } from './user-device.js';
@@ -68,6 +70,23 @@ export class UserVirtio extends UserDevice<VirtioDevice> implements VirtioModel,
     this.#end();
     this.stopped = false;
     this.#call(() => this.device.reset());
+  }
+
+  /** @throws DeviceError */
+  save(): DeviceState {
+    const state = this.saveDevice();
+    for (const queue of this.queues) queue.publish(); // what was pushed is not saved otherwise
+    const queues = this.queueSizes.map(
+      (_, index) => (this.queues[index] as UserQueue | undefined)?.save() ?? { kept: [] },
+    );
+    return { ...state, queues };
+  }
+
+  restore(state: StateReader): void {
+    state.listOf('queues', this.queueSizes.length).forEach((queue, index) => {
+      (this.queues[index] as UserQueue | undefined)?.restore(queue);
+    });
+    this.restoreDevice(state);
   }
 
   override powerOff(): void {

@@ -1,6 +1,8 @@
 import { describe, expect, test } from 'vitest';
 import { MmioDevice } from '#dist/device/index.js';
 import { UserMmio } from '#dist/machine/user-devices/mmio.js';
+import { StateReader } from '#dist/state-reader.js';
+import { expectDamageIsRefused } from '../../support/damaged-state.js';
 import { RecordingServices } from '../../support/devices/services.js';
 import { mockMemory } from '../../support/virtio/mock-driver.js';
 
@@ -22,10 +24,11 @@ class Recorder extends MmioDevice {
   }
 }
 
-function rig() {
+function rig(trigger: MmioDevice['trigger'] = 'level') {
   const services = new RecordingServices();
   const host = new UserMmio(0, 'recorder', services);
   const device = new Recorder({ name: 'recorder', options: undefined, host });
+  Object.assign(device, { trigger });
   host.adopt(device);
   const levels: boolean[] = [];
   const power = { memory: mockMemory().memory, setInterrupt: (level: boolean) => levels.push(level) };
@@ -140,4 +143,54 @@ describe('a user’s MMIO device', () => {
       expect(UserMmio.problem(Object.assign(rig().device, fields))).toMatch(message);
     });
   }
+});
+
+describe('a user’s MMIO device that is saved and restored', () => {
+  const save = (host: UserMmio) => JSON.parse(JSON.stringify(host.save()));
+
+  test('has its state and its line again; without a state it begins as after power-on', () => {
+    const { device, host } = rig();
+    device.save = () => ({ value: 7 });
+    device.interrupt.set(true);
+    const other = rig();
+    other.device.restore = (state) => {
+      other.device.value = (state as { value: number }).value;
+    };
+    other.host.restore(new StateReader(save(host), 'state'));
+    expect([other.read(0, 4), other.levels]).toEqual(['07000000', [true]]);
+    other.device.interrupt.set(false);
+    expect(other.levels).toEqual([true, false]);
+    const third = rig();
+    third.host.restore(new StateReader(save(other.host), 'state'));
+    expect([third.read(0, 4), third.levels]).toEqual(['78563412', []]);
+  });
+
+  test('an edge that was given is not given again', () => {
+    const { device, host } = rig('edge');
+    device.interrupt.set(true);
+    const other = rig('edge');
+    other.host.restore(new StateReader(save(host), 'state'));
+    expect(other.levels).toEqual([]);
+    other.device.interrupt.set(true);
+    expect(other.levels).toEqual([]);
+    other.device.interrupt.set(false);
+    other.device.interrupt.set(true);
+    expect(other.levels).toEqual([false, true]);
+  });
+
+  test('one that was stopped stays so until the guest is reset', () => {
+    const { host, write } = rig();
+    write(0, 'adde0000');
+    const other = rig();
+    other.host.restore(new StateReader(save(host), 'state'));
+    expect(other.read(0, 4)).toBe('ffffffff');
+    expect(other.device.accesses).toEqual([]);
+    other.host.powerOff();
+    other.host.powerOn(other.power);
+    expect(other.read(0, 4)).toBe('78563412');
+  });
+
+  test('a state that cannot be is refused by its field', () => {
+    expectDamageIsRefused(rig().host.save(), () => rig().host);
+  });
 });

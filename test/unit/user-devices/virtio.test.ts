@@ -1,11 +1,16 @@
 import { describe, expect, test } from 'vitest';
 import { type Chain, type Queue, VirtioDevice } from '#dist/device/index.js';
 import { UserVirtio } from '#dist/machine/user-devices/virtio.js';
+import { StateReader } from '#dist/state-reader.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
+import { expectDamageIsRefused } from '../../support/damaged-state.js';
 import { RecordingServices } from '../../support/devices/services.js';
 import { MockDriver, mockMemory } from '../../support/virtio/mock-driver.js';
 
 const NEEDS_RESET = abi.VIRTIO_CONFIG_S_NEEDS_RESET;
+
+const CIRCLE: unknown[] = [];
+CIRCLE.push(CIRCLE);
 
 /** Does what its test says; by itself it echoes. */
 class Echo extends VirtioDevice<{ greeting?: string } | undefined> {
@@ -300,3 +305,194 @@ describe('what a class must say of itself', () => {
     });
   }
 });
+
+/** Another rig's device in place of that which a driver has. */
+function move(driver: MockDriver, prepare: (device: Echo) => void = () => {}) {
+  const services = new RecordingServices();
+  const host = new UserVirtio(3, 'echo', services);
+  const device = new Echo({ name: 'echo', options: undefined, host });
+  prepare(device);
+  host.adopt(device);
+  host.powerOn({ memory: driver.memory, setInterrupt: () => {} });
+  const state = driver.move(host);
+  return { host, device, services, state };
+}
+
+describe('a user’s virtio device that is saved and restored', () => {
+  const keepAll = (kept: Chain[]) => (queue: Queue) => {
+    for (let chain = queue.pop(); chain; chain = queue.pop()) kept.push(chain);
+  };
+
+  test('gets again the chains that it kept, in their order and before others, and may keep them once more', () => {
+    const { device, driver } = ready();
+    const kept: Chain[] = [];
+    device.onQueue = keepAll(kept);
+    for (const byte of [1, 2, 3, 4]) driver.queues[0]?.send([Uint8Array.of(byte), 1], { indirect: byte % 2 === 0 });
+    device.queues[0]?.push(kept[1] as Chain, echo(kept[1] as Chain)); // shown by the saving of it
+    driver.queues[0]?.add([Uint8Array.of(5), 1]);
+
+    const again: Chain[] = [];
+    const first = move(driver, (next) => {
+      next.onQueue = keepAll(again);
+    });
+    expect(first.state.device).toEqual({ stopped: false, queues: [{ kept: [0, 3, 5] }, { kept: [] }] });
+    const bytes = again.map(({ readable }) => byteOf(readable));
+    expect(bytes).toEqual([1, 3, 4, 5]);
+    expect(driver.queues[0]?.completions().map(({ data }) => data[0])).toEqual([2]);
+    first.device.queues[0]?.push(again[3] as Chain, echo(again[3] as Chain));
+
+    // One of them is popped of the next, the rest not yet when that is saved.
+    const last: Chain[] = [];
+    const second = move(driver, (next) => {
+      next.onQueue = (queue) => {
+        const chain = last.length === 0 && queue.pop();
+        if (chain) last.push(chain);
+      };
+    });
+    expect(last.map(({ readable }) => byteOf(readable))).toEqual([1]);
+    const { state } = move(driver);
+    expect(state.device).toMatchObject({ queues: [{ kept: [0, 3, 5] }, {}] });
+    expect(second.host.queues[0]?.size).toBe(8);
+    const done = driver.queues[0]?.completions() ?? [];
+    expect(done.map(({ data }) => data[0])).toEqual([5, 1, 3, 4]);
+    expect(driver.queues[0]?.request([Uint8Array.of(6), 1]).data[0]).toBe(6);
+    expect(driver.broken).toEqual([]);
+  });
+
+  test('has its own state, given after its queues are there and before they are handled', () => {
+    const { device, driver } = ready();
+    const state = { list: [1, null, { text: 'ä', on: true }] };
+    device.save = () => state;
+    const calls: string[] = [];
+    const { state: saved } = move(driver, (next) => {
+      next.restore = (given) => void calls.push(`restore ${JSON.stringify(given)} with ${next.queues.length} queues`);
+      next.onQueue = (_, index) => void calls.push(`queue ${index}`);
+    });
+    expect(calls).toEqual([`restore ${JSON.stringify(state)} with 2 queues`, 'queue 0', 'queue 1']);
+    expect(saved.device).toMatchObject({ state });
+  });
+
+  test('without a driver, too', () => {
+    const { device, driver } = rig();
+    device.save = () => 'early';
+    let given: unknown;
+    move(driver, (next) => {
+      next.restore = (state) => {
+        given = [state, next.queues];
+      };
+    });
+    expect(given).toEqual(['early', []]);
+  });
+
+  test.each<[string, unknown]>([
+    ['a function', () => {}],
+    ['a bigint', 1n],
+    ['NaN', [Number.NaN]],
+    ['a Map', { map: new Map() }],
+    ['bytes', new Uint8Array(3)],
+    ['a field without value', { field: undefined }],
+    ['a date', new Date()],
+    ['an object of a class', new (class {})()],
+    ['a circle', CIRCLE],
+    ['too much', 'x'.repeat(2 ** 20)],
+  ])('cannot be saved with %s; it goes on', (_, value) => {
+    const { device, driver } = ready();
+    device.save = () => value;
+    const message = expect.stringMatching(/^device 'echo': its save\(\) returned what cannot be saved; it may be/);
+    expect(() => driver.transport.save()).toThrow(expect.objectContaining({ code: 'ERR_DEVICE', message }));
+    expect(driver.queues[0]?.request([Uint8Array.of(6), 1]).data[0]).toBe(6);
+  });
+
+  test('whose save() or restore() throws, or is asynchronous, says so by name', () => {
+    const { device, driver, services } = ready();
+    device.save = () => {
+      throw new RangeError('too far');
+    };
+    expect(() => driver.transport.save()).toThrow(/^device 'echo': its save\(\) threw RangeError: too far \(at /);
+    device.save = async () => 1;
+    expect(() => driver.transport.save()).toThrow(/its save\(\) threw TypeError: a method returned a promise/);
+    expect(services.reports).toEqual([]);
+    device.save = () => 1;
+    const refuse = (restore: Echo['restore']) => () =>
+      move(driver, (next) => {
+        if (restore) next.restore = restore;
+      });
+    const thrower = refuse(() => {
+      throw new TypeError('no number');
+    });
+    expect(thrower).toThrow(
+      expect.objectContaining({ code: 'ERR_DEVICE', message: expect.stringContaining('no number') }),
+    );
+  });
+
+  test('with a state, but no restore(), is refused', () => {
+    const { device, driver } = ready();
+    device.save = () => 1;
+    expect(() => move(driver)).toThrow("device 'echo': it was saved with a state, but has no restore()");
+  });
+
+  test('that was stopped stays so until its driver resets it; it is not asked for its state', () => {
+    const { device, driver } = ready();
+    device.onQueue = () => {
+      throw new Error('enough');
+    };
+    device.save = () => expect.unreachable();
+    driver.queues[0]?.send([1]);
+    expect(driver.status & NEEDS_RESET).toBe(NEEDS_RESET);
+    const { device: next, state } = move(driver);
+    expect(state.device).toEqual({ stopped: true, queues: [{ kept: [] }, { kept: [] }] });
+    expect([...driver.readConfig(0, 1)]).toEqual([0xff]);
+    driver.initialize();
+    expect([...driver.readConfig(0, 1)]).toEqual([1]);
+    expect(next.queues).toHaveLength(2);
+  });
+
+  test('a chain that its guest has broken meanwhile ends the queue as any broken one', () => {
+    const { device, driver } = ready();
+    device.onQueue = keepAll([]);
+    driver.queues[0]?.send([Uint8Array.of(1), 1]);
+    driver.queues[0]?.writeDescriptor(driver.queues[0].descriptors, 0, 2 ** 40, 1, 0, 0);
+    move(driver);
+    expect(driver.status & NEEDS_RESET).toBe(NEEDS_RESET);
+    expect(driver.broken).toEqual([expect.stringContaining('a buffer outside RAM')]);
+  });
+
+  describe('a state that cannot be', () => {
+    const good = () => {
+      const { device, driver } = ready();
+      device.onQueue = keepAll([]);
+      for (const byte of [1, 2]) driver.queues[0]?.send([Uint8Array.of(byte), 1]);
+      return driver;
+    };
+    const fresh = (driver: MockDriver) => {
+      const host = new UserVirtio(3, 'echo', new RecordingServices());
+      host.adopt(new Echo({ name: 'echo', options: undefined, host }));
+      host.powerOn({ memory: driver.memory, setInterrupt: () => {} });
+      return new MockDriver(host, driver.memory).transport;
+    };
+
+    test('is refused by the field that is missing or of another kind', () => {
+      const driver = good();
+      expectDamageIsRefused(driver.transport.save(), () => fresh(driver));
+    });
+
+    test.each([
+      ['a head past the table', [0, 8]],
+      ['a chain too few', [0]],
+      ['a chain too many', [0, 2, 4]],
+      ['more than there can be', Array(9).fill(0)],
+    ])('%s', (_, kept) => {
+      const driver = good();
+      const state = driver.transport.save();
+      const damaged = { ...state, device: { ...state.device, queues: [{ kept }, { kept: [] }] } };
+      const act = () => fresh(driver).restore(new StateReader(damaged, 'state'));
+      expect(act).toThrow(/^snapshot: state.device.queues\[0\].kept/);
+    });
+  });
+});
+
+function byteOf(buffers: Chain['readable']): number | undefined {
+  const bytes = new Uint8Array(1);
+  buffers.read(0, bytes);
+  return bytes[0];
+}
