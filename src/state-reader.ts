@@ -75,6 +75,12 @@ export class StateReader {
     });
   }
 
+  /** As list(), of exactly so many elements. */
+  listOf(name: string, count: number): StateReader[] {
+    const all = this.list(name, count);
+    return all.length === count ? all : this.refuse(name, `has ${all.length} elements, not ${count}`);
+  }
+
   /** An array of whole numbers. */
   numbers(name: string, limit: number, minimum: number, maximum: number): number[] {
     return this.#array(name, limit).map((value, index) =>

@@ -191,7 +191,7 @@ export class Serial16550 extends ByteDevice {
     };
   }
 
-  /** Takes over a saved state and drives the interrupt line; call outputReady() and inputReady() after it. */
+  /** Takes over a saved state, drives the interrupt line, and goes on with what was to be sent and received. */
   restore(state: StateReader): void {
     const bytes = (name: string, limit: number) => state.numbers(name, limit, 0, 0xff);
     this.#ier = state.number('ier', 0, 0xff) & IER.ALL;
@@ -210,6 +210,8 @@ export class Serial16550 extends ByteDevice {
     this.#rtsSeen = state.boolean('rtsSeen');
     this.#polls = 0;
     this.#update();
+    this.outputReady();
+    this.inputReady();
   }
 
   /** How many bytes the receiver or the transmitter holds. */

@@ -3,7 +3,7 @@ import { shapeCpuid } from '../arch/x86_64/cpuid.js';
 import { setEntryState } from '../arch/x86_64/entry-state.js';
 import { restoreVcpu, saveVcpu, type VcpuState } from '../arch/x86_64/vcpu-state.js';
 import { GuestIo } from '../backends/guest-io.js';
-import { Bus, type BusDevice, type DeviceState } from '../bus/bus.js';
+import { Bus, type DeviceState } from '../bus/bus.js';
 import { BootTimer } from '../devices/boot-timer.js';
 import { CmosRtc } from '../devices/cmos-rtc.js';
 import { DebugExit } from '../devices/debug-exit.js';
@@ -31,6 +31,8 @@ import { addVirtioDevices } from './virtio-devices.js';
 const IRQCHIPS = 3;
 const IRQCHIP_BYTES = abi.kvm_irqchip.sizeof;
 
+type DeviceStates = Readonly<Record<string, DeviceState>>;
+
 /** A machine without its memory. Structures of the KVM API are in base64, numbers of 64 bits in hexadecimal. */
 export interface SavedState {
   /** kvmclock, in nanoseconds. */
@@ -38,8 +40,8 @@ export interface SavedState {
   readonly vcpus: readonly VcpuState[];
   readonly irqchips: readonly { readonly registers: string }[];
   readonly pit: string;
-  /** By name. */
-  readonly devices: Readonly<Record<string, DeviceState>>;
+  /** Of each bus, by name. */
+  readonly devices: { readonly ports: DeviceStates; readonly mmio: DeviceStates };
 }
 
 /** Gives a new machine's KVM objects their saved state. @throws SnapshotError */
@@ -108,7 +110,8 @@ export class VirtualMachine implements Disposable {
     });
     try {
       const saved = state.object('devices');
-      for (const device of machine.#devices) if (device.restore) device.restore(saved.object(device.name));
+      restoreDevices(machine.ports, saved.object('ports'));
+      restoreDevices(machine.mmio, saved.object('mmio'));
       return machine;
     } catch (error) {
       machine[Symbol.dispose]();
@@ -165,14 +168,8 @@ export class VirtualMachine implements Disposable {
       vcpus: [saveVcpu(vcpu, kvm.msrIndices())],
       irqchips: vm.getIrqchips().map((registers) => ({ registers: bytesToState(registers) })),
       pit: bytesToState(vm.getPit()),
-      devices: Object.fromEntries(
-        this.#devices.flatMap((device) => (device.save ? [[device.name, device.save()]] : [])),
-      ),
+      devices: { ports: saveDevices(this.ports), mmio: saveDevices(this.mmio) },
     };
-  }
-
-  get #devices(): BusDevice[] {
-    return [...this.ports.ranges, ...this.mmio.ranges].map(({ device }) => device);
   }
 
   [Symbol.dispose](): void {
@@ -234,4 +231,12 @@ export class VirtualMachine implements Disposable {
     stream.onReadable = () => serial.inputReady();
     return serial;
   }
+}
+
+function saveDevices({ ranges }: Bus): DeviceStates {
+  return Object.fromEntries(ranges.flatMap(({ device }) => (device.save ? [[device.name, device.save()]] : [])));
+}
+
+function restoreDevices({ ranges }: Bus, saved: StateReader): void {
+  for (const { device } of ranges) device.restore?.(saved.object(device.name));
 }

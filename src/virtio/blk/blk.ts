@@ -1,6 +1,6 @@
 import type { Disk } from '../../backends/disk/disk.js';
 import type { DeviceState } from '../../bus/bus.js';
-import { errnoName } from '../../errors.js';
+import { errnoName, SnapshotError } from '../../errors.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
 import type { StateReader } from '../../state-reader.js';
 import { feature, type VirtioContext, type VirtioModel } from '../device.js';
@@ -142,11 +142,17 @@ export class Blk implements VirtioModel {
   }
 
   save(): DeviceState {
-    return { writeback: this.#writeback };
+    return { writeback: this.#writeback, size: this.disk.size };
   }
 
   restore(state: StateReader): void {
     this.#writeback = state.boolean('writeback');
+    const size = state.number('size', 0, Number.MAX_SAFE_INTEGER);
+    if (size === this.disk.size) return;
+    const { name, disk } = this;
+    throw new SnapshotError(
+      `snapshot: ${name}: ${disk.path} has ${disk.size} bytes, but the guest’s disk had ${size}; give the file that it had`,
+    );
   }
 
   /** Whether a feature was negotiated. */

@@ -111,14 +111,17 @@ export class VirtioConsole implements VirtioModel {
 
   save(): DeviceState {
     const printed = this.#printed;
-    return { printed, control: this.#control.save(), ports: this.#ports.map(({ open, sent }) => ({ open, sent })) };
+    const ports = this.#ports.map(({ open, sent, stream }) => ({ open, sent, ...stream.size }));
+    return { printed, control: this.#control.save(), ports };
   }
 
   restore(state: StateReader): void {
     this.#control.restore(state.object('control'));
     this.#printed = state.boolean('printed');
-    state.list('ports', this.#ports.length).forEach((saved, id) => {
+    state.listOf('ports', this.#ports.length).forEach((saved, id) => {
       const port = this.#ports[id] as Port;
+      // Until somebody says another: nobody has so far.
+      port.stream.size = { rows: saved.number('rows', 0, 0xffff), columns: saved.number('columns', 0, 0xffff) };
       port.sent = saved.number('sent', 0, 2 ** 32);
       port.open = saved.boolean('open');
     });

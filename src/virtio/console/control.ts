@@ -24,7 +24,7 @@ interface PortState {
 
 /** What of Control is saved. */
 export interface ControlState {
-  readonly ports: readonly { readonly pending: number; readonly added: boolean; readonly ready: boolean }[];
+  readonly ports: readonly Omit<PortState, 'port'>[];
 }
 
 /**
@@ -106,15 +106,18 @@ export class Control {
   }
 
   save(): ControlState {
-    return { ports: this.#ports.map(({ pending, added, ready }) => ({ pending, added, ready })) };
+    return { ports: this.#ports.map(({ pending, added, ready, closed }) => ({ pending, added, ready, closed })) };
   }
 
+  /** A port's host end is another one now: the guest hears of it where it is not as open as that of before. */
   restore(saved: StateReader): void {
-    saved.list('ports', this.#ports.length).forEach((port, id) => {
+    saved.listOf('ports', this.#ports.length).forEach((port, id) => {
       const state = this.#ports[id] as PortState;
       state.pending = port.number('pending', 0, ALL_PENDING);
       state.added = port.boolean('added');
       state.ready = port.boolean('ready');
+      state.closed = state.port.stream.closed;
+      if (port.boolean('closed') !== state.closed && state.ready) state.pending |= Pending.open;
     });
   }
 

@@ -1,5 +1,7 @@
 import type { GuestIo } from '../../backends/guest-io.js';
+import type { DeviceState } from '../../bus/bus.js';
 import type { OneShotTimer } from '../../devices/host.js';
+import type { StateReader } from '../../state-reader.js';
 import type { DescriptorChain } from '../chain.js';
 import { feature, type VirtioContext, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
@@ -159,6 +161,20 @@ export class Net implements VirtioModel {
     this.#waiting = undefined;
     this.#sendOffloads = this.#receiveOffloads = 0;
     this.#backend.setOffloads(0);
+  }
+
+  /** The frame that waits for buffers is lost, as on any network. */
+  save(): DeviceState {
+    return { up: this.#up };
+  }
+
+  /** The guest hears when the link is not as it was. */
+  restore(state: StateReader): void {
+    if (state.boolean('up') !== this.#up) this.#changed();
+  }
+
+  get #up(): boolean {
+    return this.#config[abi.virtio_net_config.status] !== 0;
   }
 
   /** A queue's worth of frames at most: what is pushed is the driver's only when it is published. */

@@ -28,6 +28,7 @@ const TRANSPORT_FEATURES =
 export const MMIO_LENGTH = 0x1000;
 
 const U32 = 0xffff_ffff;
+const ALL_INTERRUPTS = abi.VIRTIO_MMIO_INT_VRING | abi.VIRTIO_MMIO_INT_CONFIG;
 
 /** Where a driver puts the parts of a queue: registers of the lower halves, each followed by that of the upper half. */
 const QUEUE_ADDRESSES = [
@@ -44,11 +45,14 @@ export interface TransportState {
   /** In hexadecimal. */
   readonly driverFeatures: string;
   readonly queueSelector: number;
-  readonly queues: readonly (QueueState & { readonly ready: boolean; readonly alive: boolean })[];
+  readonly queues: readonly (QueueState & QueuePosition & { readonly ready: boolean })[];
   readonly interruptStatus: number;
   readonly configGeneration: number;
   readonly device: DeviceState;
 }
+
+/** How far a device has come in a queue; `alive`: it is still to be served. */
+type QueuePosition = Pick<QueueState, 'nextAvailable' | 'nextUsed'> & { readonly alive: boolean };
 
 /** What the driver wrote of a queue: 32-bit registers by offset / 4, of which only those of set-up are read. */
 interface QueueSetup {
@@ -141,7 +145,9 @@ export class VirtioMmio implements BusDevice {
     this.#guarded(() => this.device.reset());
   }
 
+  /** @throws what the device's save() does */
   save(): TransportState {
+    const device = this.device.save?.() ?? {}; // first: it may use its queues
     const queues = this.#queues.map((queue, i) => {
       const active = this.#active[i];
       return { ready: queue.ready, alive: active?.alive ?? false, ...(active?.state ?? placement(queue)) };
@@ -155,52 +161,61 @@ export class VirtioMmio implements BusDevice {
       queues,
       interruptStatus: this.#interruptStatus,
       configGeneration: this.#configGeneration,
-      device: this.device.save?.() ?? {},
+      device,
     };
   }
 
-  /** Takes over a saved state, of a device of the same kind as it is after power-on, and goes on with its requests. */
+  /**
+   * Takes over a saved state, of a device of the same kind as it is after power-on, and goes on with its requests.
+   * @throws SnapshotError that names what cannot be.
+   */
   restore(state: StateReader): void {
-    this.#status = state.number('status', 0, 0xff);
+    const status = state.number('status', 0, DRIVER_BITS | NEEDS_RESET);
+    if (status & ~(DRIVER_BITS | NEEDS_RESET) || (status & (DRIVER_OK | FEATURES_OK)) === DRIVER_OK) {
+      state.refuse('status', `is ${status}, which no device's is`);
+    }
+    this.#status = status;
     this.#deviceFeaturesSelector = state.number('deviceFeaturesSelector', 0, U32);
     this.#driverFeaturesSelector = state.number('driverFeaturesSelector', 0, U32);
     this.#driverFeatures = state.bigint('driverFeatures', 128);
     this.#queueSelector = state.number('queueSelector', 0, U32);
     this.#configGeneration = state.number('configGeneration', 0, U32);
-    const saved = state.list('queues', this.#queues.length);
-    if (saved.length !== this.#queues.length) state.refuse('queues', `are not ${this.#queues.length}`);
-    saved.forEach((queue, i) => {
-      const { registers } = this.#queues[i] as QueueSetup;
-      registers[abi.VIRTIO_MMIO_QUEUE_NUM >> 2] = queue.number('size', 0, U32);
-      for (const [name, register] of QUEUE_ADDRESSES) {
-        const address = queue.number(name, 0, 2 ** 64);
-        registers[register >> 2] = address % 2 ** 32;
-        registers[(register >> 2) + 1] = address / 2 ** 32;
-      }
-    });
-    const ready = saved.map((queue) => queue.boolean('ready'));
-    this.#queues.forEach((queue, i) => {
-      queue.ready = ready[i] as boolean;
-      const maximum = this.device.queueSizes[i] as number;
-      const problem = queue.ready && queueProblem(this.#host.memory, placement(queue), maximum);
-      if (problem) state.refuse('queues', `have ${problem}`);
-    });
-    if (this.#status & DRIVER_OK && !(this.#status & FEATURES_OK)) state.refuse('status', 'cannot be');
-    if (this.#status & FEATURES_OK && !this.#featuresAcceptable()) {
-      state.refuse('driverFeatures', 'are not what the device offers');
+    if (status & FEATURES_OK && !this.#featuresAcceptable()) {
+      state.refuse('driverFeatures', 'are not what this device offers here');
     }
-    if (this.#status & DRIVER_OK && !(this.#status & NEEDS_RESET)) {
-      this.#activate(
-        saved.map((queue, i) => ({
-          nextAvailable: queue.number('nextAvailable', 0, 0xffff),
-          nextUsed: queue.number('nextUsed', 0, 0xffff),
-          alive: queue.boolean('alive') && (ready[i] as boolean),
-        })),
-      );
-    }
-    this.device.restore?.(state.object('device'));
-    this.#setInterruptStatus(this.#interruptStatus | state.number('interruptStatus', 0, 3));
+    const saved = state.listOf('queues', this.#queues.length);
+    const positions = saved.map((queue, index) => this.#restoreQueue(queue, index));
+    const active = status & DRIVER_OK && !(status & NEEDS_RESET);
+    if (active) this.#activate(positions);
+    const own = state.object('device');
+    this.device.restore?.(own);
+    // Only now: KVM forgets who holds a line up, and takes it for low.
+    const interrupts = state.number('interruptStatus', 0, status & DRIVER_OK ? ALL_INTERRUPTS : 0);
+    this.#setInterruptStatus(this.#interruptStatus | interrupts);
     for (let i = 0; i < this.#active.length; i++) this.#notify(i);
+  }
+
+  /** Takes over what the driver set up of a queue. @returns how far the device had come in it. */
+  #restoreQueue(saved: StateReader, index: number): QueuePosition {
+    const queue = this.#queues[index] as QueueSetup;
+    const { registers } = queue;
+    registers[abi.VIRTIO_MMIO_QUEUE_NUM >> 2] = saved.number('size', 0, U32);
+    for (const [name, register] of QUEUE_ADDRESSES) {
+      const address = saved.number(name, 0, 2 ** 64);
+      registers[register >> 2] = address % 2 ** 32;
+      registers[(register >> 2) + 1] = address / 2 ** 32;
+    }
+    queue.ready = saved.boolean('ready');
+    const { size, ...placed } = placement(queue);
+    const maximum = this.device.queueSizes[index] as number;
+    const problem = queue.ready && queueProblem(this.#host.memory, { size, ...placed }, maximum);
+    if (problem) saved.refuse('ready', `cannot be: it is ${problem}`);
+    const nextAvailable = saved.number('nextAvailable', 0, 0xffff);
+    const nextUsed = saved.number('nextUsed', 0, 0xffff);
+    const alive = saved.boolean('alive') && queue.ready;
+    const kept = (nextAvailable - nextUsed) & 0xffff;
+    if (alive && kept > size) saved.refuse('nextUsed', `leaves ${kept} chains in a queue of ${size}`);
+    return { nextAvailable, nextUsed, alive };
   }
 
   #register(offset: number): number {
@@ -313,8 +328,7 @@ export class VirtioMmio implements BusDevice {
     for (let i = 0; i < this.#active.length; i++) this.#notify(i);
   }
 
-  /** @param positions how far each queue has come. */
-  #activate(positions: readonly { nextAvailable: number; nextUsed: number; alive: boolean }[]): void {
+  #activate(positions: readonly QueuePosition[]): void {
     const features = this.#driverFeatures;
     const { memory } = this.#host;
     const options = {
@@ -324,7 +338,7 @@ export class VirtioMmio implements BusDevice {
       broken: (what: string) => this.#fail(`its driver made ${what}`),
     };
     const queues = this.#queues.map((setup, i) => {
-      const { alive, ...position } = positions[i] as (typeof positions)[number];
+      const { alive, ...position } = positions[i] as QueuePosition;
       const state = { ...placement(setup), ...position };
       const queue = new Virtqueue(memory, state, { ...options, limit: this.device.queueSizes[i] as number });
       if (!alive) queue.close();

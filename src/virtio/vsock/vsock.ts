@@ -108,13 +108,8 @@ export class VirtioVsock implements VirtioModel {
     this.#transportReset = this.#resetting = false;
   }
 
-  /** Connections are not saved: their other ends are not here any more when the guest goes on. */
-  save(): { transportReset: boolean } {
-    return { transportReset: this.#transportReset };
-  }
-
   /**
-   * Tells the guest that its connections were interrupted (section 5.10.6.7). Until it has heard, packets for it wait: it
+   * Connections are not saved: their other ends are not here any more when the guest goes on. Tells the guest that its connections were interrupted (section 5.10.6.7). Until it has heard, packets for it wait: it
    * would take them for those of before.
    */
   restore(): void {

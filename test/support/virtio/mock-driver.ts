@@ -1,9 +1,10 @@
 import { addon } from '#dist/kvm/addon.js';
 import { MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE } from '#dist/kvm/generated/abi.js';
 import { GuestMemory } from '#dist/memory/guest-memory.js';
+import { StateReader } from '#dist/state-reader.js';
 import { feature, type VirtioModel } from '#dist/virtio/device.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
-import { VirtioMmio } from '#dist/virtio/transport/mmio.js';
+import { type TransportState, VirtioMmio } from '#dist/virtio/transport/mmio.js';
 
 const ACKNOWLEDGED = abi.VIRTIO_CONFIG_S_ACKNOWLEDGE | abi.VIRTIO_CONFIG_S_DRIVER;
 
@@ -40,9 +41,9 @@ function registerBytes() {
 
 /** The guest's side of one virtio device over MMIO: negotiates, sets up queues, makes requests. */
 export class MockDriver {
-  readonly device: VirtioModel;
+  device!: VirtioModel;
   readonly memory: GuestMemory;
-  readonly transport: VirtioMmio;
+  transport!: VirtioMmio;
   /** What the device's queues were ended for. */
   readonly broken: string[] = [];
   /** Level of the interrupt line, and how often it rose. */
@@ -52,6 +53,7 @@ export class MockDriver {
   /** The negotiated features. */
   features = 0n;
   #next: number;
+  readonly #deviceMemory: GuestMemory;
   readonly #register = registerBytes();
 
   /**
@@ -63,11 +65,18 @@ export class MockDriver {
     memory: GuestMemory = mockMemory().memory,
     { deviceMemory = memory, from = 0x10_0000 } = {},
   ) {
-    this.device = device;
     this.memory = memory;
     this.#next = from;
+    this.#deviceMemory = deviceMemory;
+    this.plug(device);
+  }
+
+  /** Another device in its place, as after power-on, whose interrupt line is low. */
+  plug(device: VirtioModel): void {
+    this.device = device;
+    this.level = false;
     this.transport = new VirtioMmio(device, {
-      memory: deviceMemory,
+      memory: this.#deviceMemory,
       interrupt: {
         set: (level) => {
           if (level === this.level) throw new Error('the interrupt line was set to the level it has');
@@ -77,6 +86,14 @@ export class MockDriver {
       },
       broken: (what) => this.broken.push(what),
     });
+  }
+
+  /** As plug(), but the device goes on where that of before is, by way of JSON. @returns what was saved. */
+  move(device: VirtioModel): TransportState {
+    const state = JSON.parse(JSON.stringify(this.transport.save()));
+    this.plug(device);
+    this.transport.restore(new StateReader(state, 'device'));
+    return state;
   }
 
   /** A driver that is ready. */

@@ -1,9 +1,12 @@
 import { describe, expect, test } from 'vitest';
-import { StateReader } from '#dist/state-reader.js';
+import type { Disk } from '#dist/backends/disk/disk.js';
+import { Blk } from '#dist/virtio/blk/blk.js';
 import { feature } from '#dist/virtio/device.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
+import { expectDamageIsRefused } from '../../support/damaged-state.js';
 import { BlkRig, header, IOERR, OK, range, SECTOR, statusOf, UNSUPP } from '../../support/virtio/blk-rig.js';
 import { HeldDisk } from '../../support/virtio/held-disk.js';
+import { MockDriver } from '../../support/virtio/mock-driver.js';
 
 const { VIRTIO_BLK_T_IN: IN, VIRTIO_BLK_T_OUT: OUT, VIRTIO_BLK_T_FLUSH: FLUSH } = abi;
 const { VIRTIO_BLK_T_DISCARD: DISCARD, VIRTIO_BLK_T_WRITE_ZEROES: WRITE_ZEROES, VIRTIO_BLK_T_GET_ID: GET_ID } = abi;
@@ -449,12 +452,43 @@ describe('2.4.1: a reset while the disk is at work', () => {
   });
 });
 
-test('writeback is saved and restored', () => {
-  const { rig } = held();
-  rig.driver.writeConfig(field.wce, new Uint8Array([0]));
-  const state = rig.blk.save();
-  rig.driver.initialize();
-  expect(writeback(rig)).toBe(1);
-  rig.blk.restore(new StateReader(state, 'blk'));
-  expect(writeback(rig)).toBe(0);
+describe('saved and restored', () => {
+  const move = (rig: BlkRig, disk: Disk) => {
+    const blk = new Blk({ name: 'blk0', disk, id: '', holdVcpus: () => () => {}, failed: () => {} });
+    return { blk, state: rig.driver.move(blk) };
+  };
+
+  test('it goes on with the disk that it is given, writeback as it was', () => {
+    const { rig, disk } = held();
+    rig.driver.writeConfig(field.wce, new Uint8Array([0]));
+    rig.queue.send([header(IN, 3), 512, 1]);
+    disk.end();
+    rig.blk.publish();
+    rig.queue.add([header(IN, 4), 512, 1]); // which nobody was told of
+    const other = new HeldDisk();
+    const { blk, state } = move(rig, other);
+    expect(state.device).toEqual({ writeback: false, size: 1 << 20 });
+    expect(writeback(rig)).toBe(0);
+    expect(other.operations).toMatchObject([{ what: 'read', offset: 4 * SECTOR }]);
+    other.end();
+    blk.publish();
+    expect(rig.queue.completions().map(statusOf)).toEqual([OK, OK]);
+    expectDamageIsRefused(rig.driver.transport.save(), () => {
+      const again = new Blk({ name: 'blk0', disk: other, id: '', holdVcpus: () => () => {}, failed: () => {} });
+      return new MockDriver(again, rig.driver.memory).transport;
+    });
+  });
+
+  test('a disk of another size is refused by name', () => {
+    const { rig } = held();
+    const message = expect.stringMatching(
+      /^snapshot: blk0: held.img has 2097152 bytes, but the guest’s disk had 1048576;/,
+    );
+    expect(() => move(rig, new HeldDisk(1 << 21))).toThrow(expect.objectContaining({ code: 'ERR_SNAPSHOT', message }));
+  });
+
+  test('a disk that became read-only is refused to a driver that may write', () => {
+    const { rig } = held();
+    expect(() => move(rig, new HeldDisk(1 << 20, true))).toThrow(/driverFeatures are not what this device offers here/);
+  });
 });

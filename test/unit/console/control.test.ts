@@ -1,6 +1,9 @@
 import { describe, expect, test } from 'vitest';
 import { StateReader } from '#dist/state-reader.js';
+import { VirtioConsole } from '#dist/virtio/console/console.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
+import { expectDamageIsRefused } from '../../support/damaged-state.js';
+import { MockDriver } from '../../support/virtio/mock-driver.js';
 import { ConsoleRig, encode, type Message } from './rig.js';
 
 const {
@@ -283,27 +286,76 @@ describe('a hostile driver', () => {
   });
 });
 
-describe('save and restore', () => {
-  test('a device that is built anew goes on where the other stopped', () => {
-    using before = ConsoleRig.open('hvc0', 'a');
-    before.setOpen(0, false);
-    before.streams[0]?.resize({ rows: 24, columns: 80 });
-    before.streams[0]?.resize({ rows: 25, columns: 80 });
-    const state = JSON.parse(JSON.stringify(before.device.save()));
+describe('saved and restored', () => {
+  test('it goes on where the other stopped: what was to be told is told, closed ports stay closed', () => {
+    using rig = ConsoleRig.open('hvc0', 'a');
+    rig.setOpen(0, false);
+    rig.streams[0]?.resize({ rows: 24, columns: 80 });
+    rig.control();
+    rig.streams[0]?.resize({ rows: 25, columns: 81 });
+    const { device } = rig.move();
+    expect(rig.device.save()).toEqual(device);
+    expect(plain(rig.control())).toEqual(plain([size(0, 81, 25)]));
+    rig.receiveq(0).send([16]);
+    rig.receiveq(1).send([16]);
+    rig.host(0).write('closed');
+    rig.host(1).write('open');
+    rig.pump();
+    expect(rig.receiveq(0).completions()).toEqual([]);
+    expect(rig.receiveq(1).completions()).toHaveLength(1);
+    expectDamageIsRefused(rig.driver.transport.save(), () => {
+      return new MockDriver(new VirtioConsole({ ports: rig.streams, io: rig.io }), rig.driver.memory).transport;
+    });
+  });
 
-    using after = ConsoleRig.ready(['hvc0', 'a']);
-    after.streams[0]?.resize({ rows: 25, columns: 80 });
-    after.device.restore(new StateReader(state, 'console'));
-    expect(after.device.save()).toEqual(state);
-    expect(plain(after.control())).toEqual(plain([size(0, 80, 25)]));
-    after.receiveq(0).add([16]);
-    after.receiveq(0).notify();
-    after.receiveq(1).add([16]);
-    after.receiveq(1).notify();
-    after.host(0).write('closed');
-    after.host(1).write('open');
-    after.pump();
-    expect(after.receiveq(0).completions()).toEqual([]);
-    expect(after.receiveq(1).completions()).toHaveLength(1);
+  test('a console without control messages keeps its size, and hears of another', () => {
+    using rig = ConsoleRig.ready(['hvc0']);
+    rig.streams[0]?.resize({ rows: 24, columns: 80 });
+    rig.driver.acknowledge();
+    rig.move();
+    expect([...rig.driver.readConfig(0, 4)]).toEqual([80, 0, 24, 0]);
+    expect(rig.driver.level).toBe(false);
+    rig.streams[0]?.resize({ rows: 50, columns: 100 });
+    expect([...rig.driver.readConfig(0, 4)]).toEqual([100, 0, 50, 0]);
+    expect(rig.driver.level).toBe(true);
+    rig.host(0).write('typed');
+    rig.receiveq(0).send([16]);
+    rig.pump();
+    expect(rig.receiveq(0).completions()).toMatchObject([{ written: 5 }]);
+  });
+
+  test('the guest hears that a port which was closed has a host again, and only then', async () => {
+    using rig = ConsoleRig.open('a', 'b');
+    rig.receiveq(0).send([16]);
+    rig.host(0).close();
+    await rig.until(() => rig.streams[0]?.closed === true);
+    expect(plain(rig.control())).toEqual(plain([opened(0, 0)]));
+    rig.move();
+    expect(plain(rig.control())).toEqual(plain([opened(0)]));
+    rig.move();
+    expect(rig.control()).toEqual([]);
+  });
+
+  test('output that was taken in part goes on where it was', () => {
+    using rig = ConsoleRig.open('hvc0', 'a');
+    const bytes = Buffer.alloc(4 << 20, 'abcdefghijklm');
+    rig.transmitq(1).send([bytes]);
+    const before = rig.host(1).read();
+    expect(before.length).toBeLessThan(bytes.length);
+    rig.move();
+    const parts = [before];
+    for (let n = 0; n < 100; n++) {
+      rig.pump();
+      parts.push(rig.host(1).read());
+    }
+    expect(Buffer.compare(Buffer.concat(parts), bytes)).toBe(0);
+    expect(rig.transmitq(1).completions()).toHaveLength(1);
+  });
+
+  test('with another number of ports it is refused', () => {
+    using rig = ConsoleRig.open('hvc0', 'a');
+    const { device } = rig.driver.transport.save();
+    const other = new VirtioConsole({ ports: rig.streams.slice(0, 1), io: rig.io });
+    expect(() => other.restore(new StateReader(device, 'console'))).toThrow(/console.control.ports is no list of/);
   });
 });

@@ -92,8 +92,8 @@ export class HostEnd {
 export class ConsoleRig implements Disposable {
   readonly #run = new addon.RunHost();
   readonly events = new FdEvents(this.#run);
-  readonly streams: readonly PortStream[];
-  readonly hosts: readonly HostEnd[];
+  streams: readonly PortStream[] = [];
+  hosts: readonly HostEnd[] = [];
   device!: VirtioConsole;
   driver!: MockDriver;
   readonly #memory: ReturnType<typeof mockMemory>['memory'];
@@ -113,13 +113,7 @@ export class ConsoleRig implements Disposable {
     this.#mapping = mapping;
     this.#memory = memory;
     this.io = new GuestIo([[0, mapping]], memory, this.events);
-    const pairs = ports.map(() => addon.socketpair() as [number, number]);
-    this.streams = pairs.map(([, there], i) => {
-      const name = ports[i] as string;
-      this.#descriptors.push(there);
-      return new PortStream(name, name.startsWith('hvc'), there, this.events);
-    });
-    this.hosts = pairs.map(([here]) => new HostEnd(here));
+    this.#connect(ports);
     this.powerOn();
     this.#ring = this.events.add(this.#doorbell, () => {
       addon.read(this.#doorbell, new Uint8Array(8), 0, 8);
@@ -194,6 +188,24 @@ export class ConsoleRig implements Disposable {
     this.device = new VirtioConsole({ ports: this.streams, io: this.io });
     this.driver = new MockDriver(this.device, this.#memory);
     this.#controlBuffers = 0;
+  }
+
+  /** The device goes on as another, whose ports have other ends on the host. @returns what was saved. */
+  move() {
+    for (const host of this.hosts) host.close();
+    this.#connect(this.streams.map(({ name }) => name));
+    this.device = new VirtioConsole({ ports: this.streams, io: this.io });
+    return this.driver.move(this.device);
+  }
+
+  #connect(ports: readonly string[]): void {
+    const pairs = ports.map(() => addon.socketpair() as [number, number]);
+    this.streams = pairs.map(([, there], i) => {
+      const name = ports[i] as string;
+      this.#descriptors.push(there);
+      return new PortStream(name, name.startsWith('hvc'), there, this.events);
+    });
+    this.hosts = pairs.map(([here]) => new HostEnd(here));
   }
 
   /** The driver starts anew. */

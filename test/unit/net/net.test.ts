@@ -1,6 +1,8 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { feature } from '#dist/virtio/device.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
+import { Offload } from '#dist/virtio/net/backend.js';
+import { expectDamageIsRefused } from '../../support/damaged-state.js';
 import { MockDriver } from '../../support/virtio/mock-driver.js';
 import { FakeBackend, frame, type Header, header, join, MAC, NetRig, parseHeader, RX, TX } from './rig.js';
 
@@ -489,5 +491,65 @@ describe('resets and hostile drivers', () => {
     driver.initialize({ features: MERGEABLE });
     driver.queues[RX]?.send([200]);
     await rig.until(() => driver.queues[RX]?.usedIndex === 1);
+  });
+});
+
+describe('saved and restored', () => {
+  const negotiated = MERGEABLE | feature(abi.VIRTIO_NET_F_GUEST_CSUM);
+
+  test('it goes on over the backend that it is given: offloads are agreed on again, what waits is sent', () => {
+    const { driver } = rig.driver(backend, { features: negotiated });
+    backend.result = 'full';
+    driver.queues[TX]?.send([join(header(), frame(60))]);
+    backend.arrive(join(header(), frame(99))); // which finds no buffers: lost, as any frame may be
+    rig.pump();
+
+    const other = new FakeBackend();
+    const state = driver.move(rig.device(other));
+    expect(state.device).toEqual({ up: true });
+    expect(other.offloadsSet.at(-1)).toBe(Offload.checksum);
+    expect(other.sent.map((one) => one.frame)).toEqual([frame(60)]);
+    expect(driver.queues[TX]?.completions()).toHaveLength(1);
+    driver.queues[RX]?.send([2048]);
+    other.arrive(join(header(), frame(70)));
+    rig.pump();
+    const [received] = driver.queues[RX]?.completions() ?? [];
+    expect(received?.data.subarray(header().length, received.written)).toEqual(frame(70));
+    expectDamageIsRefused(driver.transport.save(), () => {
+      return new MockDriver(rig.device(new FakeBackend()), driver.memory).transport;
+    });
+  });
+
+  test('frames that are there already come without anything more', () => {
+    const { driver } = rig.driver(backend);
+    driver.queues[RX]?.send([2048]);
+    const other = new FakeBackend();
+    other.incoming.push(join(header(), frame(80)));
+    driver.move(rig.device(other));
+    rig.pump();
+    expect(driver.queues[RX]?.completions()).toHaveLength(1);
+  });
+
+  test.each([
+    [true, false],
+    [false, true],
+    [true, true],
+    [false, false],
+  ])('the guest hears of a link that is another: up %s, then %s', (before, after) => {
+    const { driver } = rig.driver(backend, { features: BASIC });
+    if (!before) backend.onDown();
+    driver.acknowledge();
+    const other = new FakeBackend();
+    other.up = after;
+    driver.move(rig.device(other));
+    expect(driver.acknowledge() & abi.VIRTIO_MMIO_INT_CONFIG).toBe(before === after ? 0 : abi.VIRTIO_MMIO_INT_CONFIG);
+    expect(driver.readConfig(abi.virtio_net_config.status, 1)).toEqual(Uint8Array.of(after ? 1 : 0));
+  });
+
+  test('a backend that lacks an offload which the guest uses is refused', () => {
+    const { driver } = rig.driver(backend);
+    const other = new FakeBackend();
+    other.offloads = 0;
+    expect(() => driver.move(rig.device(other))).toThrow(/device.driverFeatures are not what this device offers here/);
   });
 });

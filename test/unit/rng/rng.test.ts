@@ -15,23 +15,26 @@ class Rig {
   #expired = () => {};
 
   constructor(bytesPerSecond: number) {
-    this.driver = new MockDriver(
-      new Rng({
-        bytesPerSecond,
-        now: () => this.time,
-        timer: (onExpired) => {
-          this.#expired = onExpired;
-          return {
-            arm: (microseconds) => {
-              expect(microseconds).toBeGreaterThanOrEqual(1);
-              expect(microseconds).toBeLessThan(2 ** 32);
-              this.due = this.time + microseconds / 1e3;
-            },
-          };
-        },
-      }),
-    );
+    this.driver = new MockDriver(this.device(bytesPerSecond));
     this.driver.initialize();
+  }
+
+  /** Another one, of which the timer is from now on. */
+  device(bytesPerSecond: number): Rng {
+    return new Rng({
+      bytesPerSecond,
+      now: () => this.time,
+      timer: (onExpired) => {
+        this.#expired = onExpired;
+        return {
+          arm: (microseconds) => {
+            expect(microseconds).toBeGreaterThanOrEqual(1);
+            expect(microseconds).toBeLessThan(2 ** 32);
+            this.due = this.time + microseconds / 1e3;
+          },
+        };
+      },
+    });
   }
 
   get queue(): MockQueue {
@@ -228,4 +231,17 @@ describe('a reset', () => {
     rig.driver.initialize();
     expect(rig.queue.request([8]).written).toBe(8);
   });
+});
+
+test('a restored device serves what waits, at its rate', () => {
+  const rig = new Rig(5000);
+  rig.exhaust();
+  rig.queue.send([MOST]);
+  rig.due = undefined; // the timer goes with the machine that was saved
+  rig.driver.move(rig.device(5000));
+  // Its burst is 5000 bytes: one of the two that wait.
+  expect(rig.queue.completions().map(({ written }) => written)).toEqual([MOST]);
+  expect(rig.due).toBeGreaterThan(rig.time);
+  rig.pass(1000);
+  expect(rig.queue.completions().map(({ written }) => written)).toEqual([MOST]);
 });
