@@ -47,5 +47,7 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
 
 // What comes later is read with receiveMessageOnPort.
 const port = parentPort as MessagePort;
-port.once('message', (data: MachineThreadData) => void run(data, port));
-await Hardware.loadCode();
+const loaded = Hardware.loadCode();
+// A thread that ends while it loads leaves Node's descriptors of the modules open.
+port.once('message', (data: MachineThreadData) => void loaded.then(() => run(data, port)));
+await loaded;

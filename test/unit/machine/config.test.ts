@@ -23,7 +23,10 @@ describe('a wrong configuration is refused by the name of its field', () => {
     [{ networks: [{ type: 'user', hostForwards: [{ host: 1 }] }] }, 'networks[0].hostForwards[0].host: there is no'],
     [{ terminal: 'vt102' }, 'terminal: must be an object'],
     [{ terminal: { type: 'vt102 init=/bin/sh', rows: 24, columns: 80 } }, 'terminal.type: must be a word'],
-    [{ terminal: { type: 'vt102', rows: '24 x', columns: 80 } }, 'terminal.rows: 24 x is not a whole number from 0 to 65535'],
+    [
+      { terminal: { type: 'vt102', rows: '24 x', columns: 80 } },
+      'terminal.rows: 24 x is not a whole number from 0 to 65535',
+    ],
     [{ consolePorts: ['a'] }, 'consolePorts[0]: must be an object'],
     [{ vsock: 1 }, 'vsock: must be an object'],
     [{ rng: 'yes' }, 'rng: must be an object'],
