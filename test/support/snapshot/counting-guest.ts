@@ -2,12 +2,16 @@ import { Machine, type MachineConfig } from '#dist/index.js';
 import { guestProgram } from '../guest-program.js';
 
 export const COUNTING_MEMORY = 4 * 2 ** 20;
+/** Guest physical address. */
+export const RESET_FLAG = 0x30_0000;
 
 /**
  * A guest that counts: it keeps a count and a checksum of it in registers and in memory, compares them at every step, and
- * prints `.` every 64 steps on ttyS0; `!` and an exit code of 99 when they differ. It resets itself when 'r' is typed.
+ * prints `.` every 64 steps on ttyS0; `!` and an exit code of 99 when they differ. It resets itself when
+ * its memory is not 0 at RESET_FLAG.
  */
 const COUNTING = guestProgram(`
+    .set RESET_FLAG, ${RESET_FLAG}
     xor r8, r8
     xor r9, r9
     mov dx, SERIAL + 3
@@ -31,14 +35,8 @@ const COUNTING = guestProgram(`
     mov dx, SERIAL
     mov al, '.'
     out dx, al
-    mov dx, SERIAL + 5
-    in al, dx
-    test al, 1
-    jz again
-    mov dx, SERIAL
-    in al, dx
-    cmp al, 'r'
-    jne again
+    cmp byte ptr [RESET_FLAG], 0
+    je again
     mov al, 0xfe
     out I8042, al
     jmp again
