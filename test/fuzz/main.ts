@@ -1,10 +1,11 @@
 import { parseArgs } from 'node:util';
 import { FuzzFailure, fuzz, replay } from './run.js';
+import { fuzzSnapshots, replaySnapshot, SNAPSHOT } from './snapshot/fuzz.js';
 import { targets } from './targets/index.js';
 
 const names = targets.map(({ name }) => name);
 const USAGE = `usage: npm run fuzz -- TARGET [--seed N] [--cases N] [--case K]
-TARGET is one of ${names.join(', ')}, or all. --case replays that case of a seed alone.`;
+TARGET is one of ${names.join(', ')}, all of them (all), or ${SNAPSHOT}. --case replays that case of a seed alone.`;
 
 function integer(text: string | undefined, otherwise: number): number {
   const value = text === undefined ? otherwise : Number(text);
@@ -35,6 +36,20 @@ function run(name: string, seed: number, cases: number): void {
   process.stdout.write(`${process.stdout.isTTY ? '\r' : ''}${name}: ${done}\n`);
 }
 
+async function runSnapshots(seed: number, cases: number, only: string | undefined): Promise<void> {
+  if (only !== undefined) {
+    const steps = await replaySnapshot(seed, integer(only, 0));
+    process.stdout.write(`${steps.join('\n')}\nno failure\n`);
+    return;
+  }
+  process.stdout.write(`${SNAPSHOT}: seed ${seed}, ${cases} cases\n`);
+  const onProgress = (done: number) => {
+    if (done % 500 === 0) process.stdout.write(`${SNAPSHOT}: ${done} cases\n`);
+  };
+  const outcomes = await fuzzSnapshots({ seed, cases, onProgress });
+  process.stdout.write(`${SNAPSHOT}: ${cases} cases, no failure: ${JSON.stringify(outcomes)}\n`);
+}
+
 try {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
@@ -43,7 +58,8 @@ try {
   const [name, ...more] = positionals;
   if (name === undefined || more.length > 0) fail('one target, please');
   const seed = integer(values.seed ?? process.env.TSVISOR_SEED, Date.now() % 2 ** 32);
-  if (values.case === undefined) {
+  if (name === SNAPSHOT) await runSnapshots(seed, integer(values.cases, 10_000), values.case);
+  else if (values.case === undefined) {
     for (const one of name === 'all' ? names : [name]) run(one, seed, integer(values.cases, 1_000_000));
   } else {
     const target = targets.find((one) => one.name === name);

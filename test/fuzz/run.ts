@@ -120,7 +120,8 @@ function traceOf(target: Target, memory: Memory, seed: number, index: number): s
   return trace;
 }
 
-function caseSeed(seed: number, index: number): number {
+/** The seed of a case. */
+export function caseSeed(seed: number, index: number): number {
   let z = (seed ^ Math.imul(index + 1, 0x9e37_79b1)) >>> 0;
   z = Math.imul(z ^ (z >>> 16), 0x85eb_ca6b);
   z = Math.imul(z ^ (z >>> 13), 0xc2b2_ae35);
