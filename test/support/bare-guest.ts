@@ -85,24 +85,7 @@ export class BareGuest implements Disposable {
 
   /** Fills in what enter() gives the vCPU. */
   placeSregs(cpl: 0 | 3, sregs: Sregs, bases: { fs?: bigint; gs?: bigint } = {}): void {
-    const code = { type: 11, present: 1, dpl: cpl, db: 0, s: 1, l: 1, g: 1, avl: 0, unusable: 0 };
-    const all = { base: 0n, limit: 0xffffffff };
-    const cs: Segment = { ...all, ...code, selector: cpl ? selectors.userCs : selectors.kernelCs };
-    const data: Segment = { ...cs, type: 3, db: 1, l: 0, selector: cpl ? selectors.userSs : selectors.kernelSs };
-    sregs.setSegment('cs', cs);
-    for (const name of ['ds', 'es', 'ss'] as const) sregs.setSegment(name, data);
-    for (const name of ['fs', 'gs'] as const) {
-      sregs.setSegment(name, { ...data, selector: 0, dpl: 3, base: bases[name] ?? 0n });
-    }
-    const tss = { ...data, base: BigInt(bare.tss), limit: 0x67, selector: selectors.tss, type: 11, s: 0, db: 0, g: 0 };
-    sregs.setSegment('tr', { ...tss, dpl: 0 });
-    sregs.setTable('gdt', BigInt(bare.gdt), 0x4f);
-    sregs.setTable('idt', BigInt(bare.idt), 0xfff);
-    sregs.cr0 = this.cr0;
-    sregs.cr2 = 0n;
-    sregs.cr3 = BigInt(bare.pml4);
-    sregs.cr4 = this.cr4;
-    sregs.efer = EFER;
+    placeSregs(sregs, cpl, this, bases);
   }
 
   /** Runs until the snippet ends, faults, or leaves for another reason. */
@@ -198,4 +181,31 @@ export function registers(gprs: Record<number, bigint> = {}, rip: bigint = BigIn
   regs.rip = rip;
   regs.rflags = 2n;
   return regs;
+}
+
+/** Special registers of a vCPU in a guest that writeTables() made. */
+export function placeSregs(
+  sregs: Sregs,
+  cpl: 0 | 3,
+  { cr0, cr4 }: { cr0: bigint; cr4: bigint } = { cr0: CR0, cr4: CR4 },
+  bases: { fs?: bigint; gs?: bigint } = {},
+): void {
+  const code = { type: 11, present: 1, dpl: cpl, db: 0, s: 1, l: 1, g: 1, avl: 0, unusable: 0 };
+  const all = { base: 0n, limit: 0xffffffff };
+  const cs: Segment = { ...all, ...code, selector: cpl ? selectors.userCs : selectors.kernelCs };
+  const data: Segment = { ...cs, type: 3, db: 1, l: 0, selector: cpl ? selectors.userSs : selectors.kernelSs };
+  sregs.setSegment('cs', cs);
+  for (const name of ['ds', 'es', 'ss'] as const) sregs.setSegment(name, data);
+  for (const name of ['fs', 'gs'] as const) {
+    sregs.setSegment(name, { ...data, selector: 0, dpl: 3, base: bases[name] ?? 0n });
+  }
+  const tss = { ...data, base: BigInt(bare.tss), limit: 0x67, selector: selectors.tss, type: 11, s: 0, db: 0, g: 0 };
+  sregs.setSegment('tr', { ...tss, dpl: 0 });
+  sregs.setTable('gdt', BigInt(bare.gdt), 0x4f);
+  sregs.setTable('idt', BigInt(bare.idt), 0xfff);
+  sregs.cr0 = cr0;
+  sregs.cr2 = 0n;
+  sregs.cr3 = BigInt(bare.pml4);
+  sregs.cr4 = cr4;
+  sregs.efer = EFER;
 }

@@ -129,9 +129,8 @@ function near(value: Json, random: Random): Json {
 
 /** A driver uses a virtio device: what it wrote of its queues is in memory, or anything is. */
 function useDevice({ machine }: Json, random: Random): string {
-  const names = Object.keys(machine.devices).filter((name) => name.startsWith('virtio'));
-  const name = random.pick(names);
-  const device = machine.devices[name];
+  const name = random.pick(Object.keys(machine.devices.mmio));
+  const device = machine.devices.mmio[name];
   device.status = 15;
   device.driverFeatures = (
     0x1_0000_0000n |
