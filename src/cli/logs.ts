@@ -6,6 +6,7 @@ import { isRunning, pathsOf } from './machines/machine-folder.js';
 import { olderPart } from './machines/rotating-log.js';
 import { parseNumber } from './number.js';
 import { abortOnSignals } from './signals.js';
+import { TerminalText } from './terminal-text.js';
 import { writeAll } from './write-all.js';
 
 const CHUNK = 65_536;
@@ -37,8 +38,9 @@ export async function handler(args: LogsArguments): Promise<void> {
   }
   using client = args.follow && isRunning(name) ? await ControlClient.connect(name) : undefined;
   using file = new FollowedFile(path);
-  await writeAll(lastLines([...readWhole(olderPart(path)), ...file.more()], lines));
-  if (!client) return;
+  const text = process.stdout.isTTY ? new TerminalText() : undefined;
+  const show = (chunk: Buffer) => writeAll(text ? text.push(chunk) : chunk);
+  if (!(await show(lastLines([...readWhole(olderPart(path)), ...file.more()], lines))) || !client) return;
   using interrupt = abortOnSignals();
   const ended = client.request('wait', {}, { timeout: Infinity, signal: interrupt.signal }).then(
     () => {},
@@ -48,17 +50,19 @@ export async function handler(args: LogsArguments): Promise<void> {
   let wake = () => {};
   const watcher = watch(folder, () => wake());
   watcher.on('error', () => {}); // the folder went with the machine
-  void ended.then(() => {
+  const finish = () => {
     over = true;
     wake();
-  });
+  };
+  void ended.then(finish);
+  process.stdout.on('error', finish); // nobody reads it any more
   try {
     for (;;) {
       const changed = new Promise<void>((resolve) => {
         wake = resolve;
       });
       const last = over; // then nothing comes after this
-      for (const chunk of file.more()) await writeAll(chunk);
+      for (const chunk of file.more()) if (!(await show(chunk))) return;
       if (last) break;
       if (!over) await changed;
     }

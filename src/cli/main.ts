@@ -3,7 +3,7 @@ import type { Argv } from 'yargs';
 import { errorToData, UsageError } from '../errors.js';
 import { packageVersion } from '../package-version.js';
 import { COMMANDS, nameOf } from './commands.js';
-import { exitCodeOf } from './exit-codes.js';
+import { CLOSED_STDOUT_EXIT, ERROR_EXIT, exitCodeOf } from './exit-codes.js';
 import { SignalError } from './signals.js';
 
 // The CommonJS build: the other one breaks lines of help inside words.
@@ -44,13 +44,19 @@ async function parserOf(args: readonly string[]): Promise<Argv> {
       // What yargs finds wrong has a message, in several lines; what a command throws comes as it is.
       if (!message && error) throw error;
       const forGuest = wanted === 'exec' || wanted === 'run' ? '; a command for the guest goes after --' : '';
-      throw new UsageError(`${message.replace(/\s+/g, ' ').trim()}${forGuest}; see tsvisor --help`);
+      const text = message.replace(/\s+/g, ' ').trim();
+      // yargs only says what else it might have been.
+      const problem = text.startsWith('Did you mean') ? `there is no command '${wanted}'. ${text}` : text;
+      throw new UsageError(`${problem}${forGuest}; see tsvisor --help`);
     });
 }
 
 /** The command line: parses, runs one command, and turns every failure into one line and an exit code. */
 export async function main(argv: readonly string[]): Promise<void> {
-  process.stdout.on('error', () => {}); // a closed stdout is the running command's to notice, not a crash
+  let outputError: NodeJS.ErrnoException | undefined;
+  process.stdout.on('error', (error) => {
+    outputError ??= error; // the running command may notice, too
+  });
   process.stderr.on('error', () => {});
   try {
     const args = argv.slice(2);
@@ -61,6 +67,13 @@ export async function main(argv: readonly string[]): Promise<void> {
     const { code, message, stack } = errorToData(error);
     process.stderr.write(code === 'ERR_INTERNAL' ? `tsvisor: ${stack ?? message}\n` : `tsvisor: ${message}\n`);
     process.exitCode = exitCodeOf(error);
+  }
+  await new Promise((resolve) => process.stdout.write('', resolve)); // errors of what was written are known then
+  const done = !process.exitCode || process.exitCode === CLOSED_STDOUT_EXIT;
+  if (outputError && done) {
+    const closed = outputError.code === 'EPIPE';
+    if (!closed) process.stderr.write(`tsvisor: cannot write to stdout: ${outputError.message}\n`);
+    process.exitCode = closed ? CLOSED_STDOUT_EXIT : ERROR_EXIT.ERR_OUTPUT;
   }
   // Nothing here may keep a finished command alive.
   process.exit();

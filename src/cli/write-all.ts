@@ -1,11 +1,10 @@
 import { once } from 'node:events';
-import { CLOSED_STDOUT_EXIT } from './exit-codes.js';
 
-/** Writes to stdout and waits while its reader is slow. Ends the process when that reader is gone. */
-export async function writeAll(chunk: Uint8Array): Promise<void> {
+/** Writes to stdout and waits while its reader is slow. @returns whether it goes on; main() tells why not. */
+export async function writeAll(chunk: Uint8Array): Promise<boolean> {
   const { stdout } = process;
-  if (stdout.destroyed || stdout.errored) process.exit(CLOSED_STDOUT_EXIT);
-  if (stdout.write(chunk)) return;
-  await Promise.race([once(stdout, 'drain'), once(stdout, 'close')]).catch(() => {});
-  if (stdout.destroyed || stdout.errored) process.exit(CLOSED_STDOUT_EXIT);
+  if (!stdout.destroyed && !stdout.errored && !stdout.write(chunk)) {
+    await Promise.race([once(stdout, 'drain'), once(stdout, 'close')]).catch(() => {});
+  }
+  return !stdout.destroyed && !stdout.errored;
 }

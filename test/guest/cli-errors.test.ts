@@ -1,9 +1,12 @@
 import { execFileSync, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
 import {
   chmodSync,
+  closeSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
   rmSync,
@@ -12,6 +15,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { buildBzImage, buildElf, pattern } from '../support/boot-images.js';
 import { type CliResult, cli, cliPath, finish } from '../support/cli.js';
@@ -40,10 +44,21 @@ function file(name: string, content: string | Uint8Array): string {
   return path;
 }
 
+test('a stdout that takes nothing is told of, one that was closed is not', async () => {
+  const full = openSync('/dev/full', 'w');
+  const child = spawn(process.execPath, [cliPath, 'completion', 'bash'], { stdio: ['ignore', full, 'pipe'] });
+  closeSync(full);
+  const [stderr, [code]] = await Promise.all([text(child.stderr as NodeJS.ReadableStream), once(child, 'close')]);
+  expect([code, stderr]).toEqual([73, 'tsvisor: cannot write to stdout: ENOSPC: no space left on device, write\n']);
+  const closed = spawn(process.execPath, [cliPath, 'completion', 'bash'], { stdio: 'pipe' });
+  closed.stdout.destroy();
+  expect(await finish(closed)).toMatchObject({ code: 141, stderr: '' });
+});
+
 describe('usage errors exit 64 with one line', () => {
   const cases: [string, string[], RegExp][] = [
     ['no command', [], /command is needed/],
-    ['an unknown command', ['rnu'], /rnu|Did you mean run/],
+    ['an unknown command', ['rnu'], /there is no command 'rnu'\. Did you mean run\?/],
     ['an unknown option', ['run', '--kernle', 'x'], /kernle/],
     ['an option without its value', ['run', '--kernel'], /kernel/],
     ['a size that is none', ['run', '--memory', 'lots'], /--memory: 'lots' is not a size/],
