@@ -202,6 +202,22 @@ bool GuestIo::Translate(const double* pairs, size_t count, std::vector<iovec>* i
   return true;
 }
 
+bool GuestIo::Present(const std::vector<iovec>& iov) const {
+  for (const Region& region : regions_) {
+    const Pages& pages = *region.pages;
+    if (!pages.paged) continue;
+    auto start = reinterpret_cast<uintptr_t>(pages.address);
+    for (const iovec& part : iov) {
+      auto at = reinterpret_cast<uintptr_t>(part.iov_base);
+      if (at < start || at - start >= pages.length) continue;
+      for (uintptr_t page = at & ~(kPage - 1); page < at + part.iov_len; page += kPage) {
+        static_cast<void>(*reinterpret_cast<const volatile uint8_t*>(page));
+      }
+    }
+  }
+  return std::none_of(regions_.begin(), regions_.end(), [](const Region& region) { return region.pages->lost.load(); });
+}
+
 napi_value GuestIo::Transfer(napi_env env, napi_callback_info info) {
   Arguments arguments(env, info);
   auto* self = static_cast<GuestIo*>(arguments.self);
@@ -222,6 +238,7 @@ napi_value GuestIo::Transfer(napi_env env, napi_callback_info info) {
     iov.push_back({bytes, length});
   }
   if (!self->Translate(pairs, count, &iov)) return Number(env, -EFAULT);
+  if (operation == kWrite && !self->Present(iov)) return Number(env, -EIO);
   int parts = static_cast<int>(std::min<size_t>(iov.size(), IOV_MAX));
   ssize_t n;
   do {
@@ -295,8 +312,10 @@ void GuestIo::Work() {
     int64_t result = 0;
     switch (job.operation) {
       case kRead:
+        result = MoveAll(false, job.fd, job.offset, job.iov);
+        break;
       case kWrite:
-        result = MoveAll(job.operation == kWrite, job.fd, job.offset, job.iov);
+        result = Present(job.iov) ? MoveAll(true, job.fd, job.offset, job.iov) : -EIO;
         break;
       case kFlush:
         result = fdatasync(job.fd) == 0 ? 0 : -errno;

@@ -64,6 +64,9 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
   void Close(const Napi::CallbackInfo& info);
 
   bool Translate(const double* pairs, size_t count, std::vector<iovec>* iov) const;
+  // Waits for pages that a source gives; whether they are what the guest wrote. Only then they may be written anywhere: in
+  // the kernel, what the source has lost would be written as zeros.
+  bool Present(const std::vector<iovec>& iov) const;
   void AddThread();  // With mutex_ held.
   void Work();
   void Complete(double token, int64_t result);  // With mutex_ held.

@@ -11,8 +11,9 @@ namespace tsvisor {
 
 namespace {
 
-constexpr size_t kPage = 4096;
 constexpr size_t kMaxRun = 256;  // pages written by one call
+
+}  // namespace
 
 bool IsZero(const uint8_t* page) {
   auto* words = reinterpret_cast<const uint64_t*>(page);
@@ -23,8 +24,6 @@ bool IsZero(const uint8_t* page) {
   }
   return true;
 }
-
-}  // namespace
 
 Pages::~Pages() { munmap(address, length); }
 

@@ -1,10 +1,16 @@
 // A memory mapping exposed to JavaScript as an external ArrayBuffer.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <napi.h>
 
 namespace tsvisor {
+
+constexpr size_t kPage = 4096;
+
+bool IsZero(const uint8_t* page);
 
 // The pages themselves; unmapped when the last holder (the Mapping, its ArrayBuffer, a RunHost) lets go.
 struct Pages {
@@ -14,6 +20,8 @@ struct Pages {
   Pages& operator=(const Pages&) = delete;
   void* const address;
   const size_t length;
+  std::atomic<bool> paged{false};  // Those not there yet are given by a source: see page_faults.h.
+  std::atomic<bool> lost{false};   // What was not there when the source failed reads as zeros.
 };
 
 // new Mapping(length, protection, flags, fd, offset): mmap(2). Throws an Error with a numeric .errno.

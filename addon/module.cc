@@ -5,6 +5,7 @@
 #include "environment.h"
 #include "guest_io.h"
 #include "mapping.h"
+#include "page_faults.h"
 #include "run_host.h"
 #include "syscalls.h"
 
@@ -36,6 +37,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   Mapping::Init(env, exports);
   RunHost::Init(env, exports);
   GuestIo::Init(env, exports);
+  PageFaults::Init(env, exports);
   return exports;
 }
 

@@ -107,6 +107,7 @@ Napi::Value RunHost::Settle(const Napi::CallbackInfo& info) {
   __atomic_store_n(&run()->immediate_exit, 1, __ATOMIC_SEQ_CST);
   if (ioctl(vcpu_, KVM_RUN, 0) >= 0) value = int64_t{run()->exit_reason} + 1;
   else if (errno != EINTR && errno != EAGAIN) value = -errno;
+  if (inbox_->halted.load()) value = -ECANCELED;
   return Napi::Number::New(info.Env(), value);  // next() clears immediate_exit
 }
 
@@ -158,6 +159,11 @@ void RunHost::Inbox::Post(const uint32_t* tokens, size_t count) {
   changed.notify_one();
 }
 
+void RunHost::Inbox::Halt(uint32_t token) {
+  halted.store(true);
+  Post(&token, 1);
+}
+
 int64_t RunHost::Next() {
   Inbox& inbox = *inbox_;
   for (;;) {
@@ -171,7 +177,7 @@ int64_t RunHost::Next() {
       }
       inbox.pending.store(false);
     }
-    if (!runnable_ || !inbox.runPages) {
+    if (!runnable_ || !inbox.runPages || inbox.halted.load()) {
       std::unique_lock<std::mutex> lock(inbox.mutex);
       if (epoll_ < 0) return -EBADF;
       inbox.changed.wait(lock, [&inbox] { return !inbox.ready.empty(); });
@@ -186,6 +192,7 @@ int64_t RunHost::Next() {
     int result = ioctl(vcpu_, KVM_RUN, 0);
     int error = errno;
     inbox.inGuest.store(false, std::memory_order_relaxed);
+    if (inbox.halted.load()) continue;
     if (result >= 0) return run()->exit_reason;
     // EINTR: kicked, or a signal of the process. EAGAIN: an application processor that got its SIPI (KVM API 4.10).
     if (error != EINTR && error != EAGAIN) return -error;

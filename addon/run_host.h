@@ -24,6 +24,7 @@ namespace tsvisor {
 //   .next()                   >= 0 and < 0x10000: KVM exit reason; 0x10000 | token: descriptor ready; < 0: -errno
 //   .settle()                 lets KVM finish the instruction of the last exit (KVM API 5: state is consistent only then)
 //                             and take kvm_dirty_regs, without running the guest: 0, an exit reason + 1, or -errno
+//                             Once another thread has halted the RunHost: -ECANCELED
 //   .close()                  joins the poller. Also done when the object or its environment goes.
 //
 // An inline vCPU is kicked out of KVM_RUN by the poller: it publishes the event, sets kvm_run->immediate_exit, then sends
@@ -36,10 +37,13 @@ class RunHost : public Napi::ObjectWrap<RunHost> {
   struct Inbox {
     explicit Inbox(pthread_t owner) : thread(owner) {}
     void Post(const uint32_t* tokens, size_t count);
+    // For good: the vCPU does not run any more, and what it did last is not reported, but the token.
+    void Halt(uint32_t token);
 
     const pthread_t thread;  // The only one that calls next(): the one that made the RunHost.
     std::atomic<bool> inGuest{false};
     std::atomic<bool> pending{false};
+    std::atomic<bool> halted{false};
     std::mutex mutex;  // guards ready and, against who posts, runPages
     std::condition_variable changed;
     std::deque<uint32_t> ready;       // bounded: each token is posted once and then not before it was taken

@@ -52,3 +52,4 @@ export type { ReadyOptions } from './machine/machine-agent.js';
 export type { MachineState } from './machine/messages.js';
 export type { MigrateOptions, MigrationCommon, MigrationProgress, MigrationResult } from './migration/options.js';
 export type { ReceiveOptions } from './migration/receive.js';
+export type { PageSource, PageSourceConfig } from './snapshot/page-source.js';

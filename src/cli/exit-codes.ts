@@ -42,6 +42,7 @@ export const END_EXIT: Readonly<Record<Exclude<EndReason, 'guest-exit' | 'stoppe
   'guest-reset': 80,
   'guest-panic': 84,
   'drive-failure': 72,
+  'page-source-failure': 79,
   'triple-fault': 81,
   'kvm-failure': 82,
   'guest-instruction': 83,

@@ -26,7 +26,7 @@ export interface RunHost {
   next(): number;
   /**
    * Lets KVM finish the instruction of the last exit without running the guest. @returns 0, an exit reason + 1 of an
-   * instruction that needs another, or -errno.
+   * instruction that needs another, or -errno: -ECANCELED of a vCPU that is not to run any more.
    */
   settle(): number;
   close(): void;
@@ -58,6 +58,14 @@ export interface NativeGuestIo {
   close(): void;
 }
 
+/** Guest memory whose pages a source gives; see addon/page_faults.h. */
+export interface NativePageFaults {
+  fetch(): void;
+  readonly missing: number;
+  readonly failure: string | undefined;
+  close(): void;
+}
+
 /** next() returned a watched descriptor's token in the low 16 bits. */
 export const READY = 0x10000;
 
@@ -83,6 +91,8 @@ export interface Addon {
   release(fd: number): boolean;
   /** Owns a descriptor that came from elsewhere. */
   adopt(fd: number): number;
+  /** A descriptor for page faults of user and kernel, or -errno. */
+  userfaultfd(): number;
   readonly Mapping: new (length: number, protection: number, flags: number, fd: number, offset: number) => Mapping;
   readonly RunHost: new () => RunHost;
   readonly GuestIo: new (
@@ -90,6 +100,16 @@ export interface Addon {
     host: RunHost,
     token: number,
   ) => NativeGuestIo;
+  readonly PageFaults: new (
+    regions: readonly (readonly [offset: number, mapping: Mapping])[],
+    uffd: number,
+    channel: number,
+    stop: number,
+    timeout: number,
+    lost: Uint8Array,
+    host: RunHost,
+    token: number,
+  ) => NativePageFaults;
 }
 
 const require = createRequire(import.meta.url);

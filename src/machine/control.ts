@@ -41,6 +41,8 @@ export class Control implements Disposable {
   /** From `hold` to `release`: lets the vCPUs run again. */
   #letGo: (() => void) | undefined;
   #pages: PageSource | undefined;
+  /** Requests that wait for all of memory. */
+  readonly #fetching = new Set<number>();
   /** Another process may have the disks. */
   #handedOver = false;
   /** The request that waits for the devices. */
@@ -73,6 +75,8 @@ export class Control implements Disposable {
   replaceMachine(machine: VirtualMachine): void {
     this.#machine = machine;
     this.#pages = undefined;
+    for (const id of this.#fetching) this.#reply(id); // its memory is new, and all there
+    this.#fetching.clear();
     this.#refuseHold('the guest reset itself meanwhile; take it again');
   }
 
@@ -107,6 +111,12 @@ export class Control implements Disposable {
       this.#host.consolePorts[resize.port]?.resize(resize.size);
     } else if (command === 'hold') {
       this.#hold(id);
+      return;
+    } else if (command === 'fetch') {
+      this.#fetching.add(id);
+      this.#machine.ram.whenWhole(() => {
+        if (this.#fetching.delete(id)) this.#reply(id);
+      });
       return;
     } else if (command === 'migrated') {
       this.#host.finish({ reason: 'migrated', code: null, message: 'the machine was moved to another process' });

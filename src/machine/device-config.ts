@@ -287,7 +287,8 @@ function resolveModules(modules: readonly DeviceModule[]): ResolvedDevice[] {
   });
 }
 
-function moduleUrl(module: string | URL): URL | undefined {
+/** @param module path or file: URL. @returns undefined when it is neither. */
+export function moduleUrl(module: string | URL): URL | undefined {
   if (module === '' || !(typeof module === 'string' || module instanceof URL)) return undefined;
   const isPath = typeof module === 'string' && !/^(file|data|node|https?):/.test(module);
   const url = isPath ? pathToFileURL(module) : parseUrl(String(module));

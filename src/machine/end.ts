@@ -5,6 +5,7 @@ export type EndReason =
   | 'guest-reset' // the guest reset itself and onReset is `end`
   | 'guest-panic' // the guest's kernel panicked
   | 'drive-failure' // the host could not serve a drive whose onError is `end`
+  | 'page-source-failure' // the source of a restored guest's memory failed
   | 'triple-fault' // the guest's CPU shut down
   | 'guest-instruction' // the guest executed what nothing here can complete
   | 'kvm-failure' // KVM refused to go on

@@ -13,7 +13,9 @@ import {
 import { mapMemory } from '../kvm/kvm.js';
 import type { VmFd } from '../kvm/vm.js';
 import { GuestMemory } from '../memory/guest-memory.js';
+import { PagedMemory } from '../memory/paged-memory.js';
 import { layout, PAGE_SIZE } from './layout.js';
+import type { PageFaults } from './page-faults.js';
 
 /** Node's ArrayBuffers end at 4 GiB; half of it keeps every offset a small number to the compiler. */
 const MAX_REGION = 2 ** 31;
@@ -46,19 +48,28 @@ export interface MemoryLayer {
   readonly exclusive?: boolean;
 }
 
+/** What RAM begins as: zeros, unless it says more. */
+export interface RamContents {
+  /** Files, the oldest first. */
+  readonly layers?: readonly MemoryLayer[];
+  /** Has a source give the pages. @param regions all of RAM in order, each with its offset. */
+  readonly attach?: ((regions: readonly (readonly [offset: number, mapping: Mapping])[]) => PageFaults) | undefined;
+}
+
 /**
  * Guest RAM and its memory slots: anonymous host memory, or files mapped copy-on-write, of which nothing is read before
- * it is touched. Pages exist once they are touched.
+ * it is touched, or memory whose pages a source gives. Pages exist once they are touched.
  */
 export class GuestRam implements Disposable {
   readonly memory: GuestMemory;
   /** What backs it, by guest physical address: for I/O without a copy. The index is that of the memory slot. */
   readonly regions: (readonly [gpa: number, mapping: Mapping])[] = [];
   readonly #vm: VmFd;
+  readonly #faults: PageFaults | undefined;
   #dirtyLog: Uint8Array | undefined;
 
-  /** @param layers what it begins as, the oldest first. @throws MemoryError when the host refuses. */
-  constructor(vm: VmFd, size: number, layers: readonly MemoryLayer[] = []) {
+  /** @throws MemoryError when the host refuses, SnapshotError when it has no such faults. */
+  constructor(vm: VmFd, size: number, { layers = [], attach }: RamContents = {}) {
     this.#vm = vm;
     const protection = PROT_READ | PROT_WRITE;
     const [base, ...later] = layers;
@@ -68,19 +79,40 @@ export class GuestRam implements Disposable {
       const regions = ramRanges(size).map((range, slot) => {
         const mapping = mapMemory(range.size, protection, flags, base?.fd ?? -1, 'mapping guest memory', offset);
         this.regions.push([range.gpa, mapping]);
-        if (!base) mapping.advise(MADV_HUGEPAGE); // a hint: where the host has none, small pages do
+        if (!base && !attach) mapping.advise(MADV_HUGEPAGE); // a hint: where the host has none, small pages do
         for (const layer of later) mapLayer(mapping, offset, layer);
         vm.setUserMemoryRegion(slot, range.gpa, mapping.buffer);
         offset += range.size;
         return { gpa: range.gpa, buffer: mapping.buffer };
       });
-      this.memory = new GuestMemory(regions);
+      if (attach) {
+        let start = 0;
+        const faults = attach(
+          this.regions.map(([, mapping]) => {
+            start += mapping.buffer.byteLength;
+            return [start - mapping.buffer.byteLength, mapping];
+          }),
+        );
+        this.#faults = faults;
+        this.memory = new PagedMemory(regions, () => faults.check());
+      } else this.memory = new GuestMemory(regions);
     } catch (error) {
       this[Symbol.dispose]();
       if (!(error instanceof Error && 'ioctl' in error && error.ioctl === 'mmap')) throw error;
       const message = `memory: the host has no ${size} bytes for this machine; give it less`;
       throw new MemoryError(message, { cause: error });
     }
+  }
+
+  /** Calls back, now or later on this thread, when every page is there. Those that are not yet are asked for. */
+  whenWhole(callback: () => void): void {
+    if (this.#faults) this.#faults.whenWhole(callback);
+    else callback();
+  }
+
+  /** For after anybody but `memory` has read RAM. @throws SnapshotError when that may not be what the guest wrote. */
+  check(): void {
+    this.#faults?.check();
   }
 
   /** Number of pages. */
@@ -127,7 +159,7 @@ export class GuestRam implements Disposable {
 
   /**
    * Writes RAM to a file, region after region: all of it, with holes for pages of zeros, or some pages at their places.
-   * @param pages a byte for each page, not 0 for those wanted. @returns bytes written, or -errno.
+   * @param pages a byte for each page, not 0 for those wanted. @returns bytes written, or -errno. @throws SnapshotError
    */
   save(fd: number, pages?: Uint8Array): number {
     let offset = 0;
@@ -142,10 +174,12 @@ export class GuestRam implements Disposable {
       total += written;
       offset += byteLength;
     }
+    this.check();
     return total;
   }
 
   [Symbol.dispose](): void {
+    this.#faults?.[Symbol.dispose]();
     for (const [, mapping] of this.regions) mapping.unmap();
     this.regions.length = 0;
   }

@@ -3,7 +3,7 @@ import type { NestedAssist } from '../arch/x86_64/assist/nested-assist.js';
 import { Kvm } from '../kvm/kvm.js';
 import type { VcpuFd } from '../kvm/vcpu.js';
 import type { VmFd } from '../kvm/vm.js';
-import { GuestRam, type MemoryLayer } from './guest-ram.js';
+import { GuestRam, type RamContents } from './guest-ram.js';
 import { layout } from './layout.js';
 
 /** The KVM objects and memory of one power-on, and what else is released with them. */
@@ -27,7 +27,7 @@ export class Hardware implements Disposable {
     flavour: KvmFlavour,
     Assist: typeof NestedAssist | undefined,
     memory: number,
-    layers: readonly MemoryLayer[],
+    contents: RamContents,
   ) {
     const { own } = this;
     this.flavour = flavour;
@@ -37,7 +37,7 @@ export class Hardware implements Disposable {
       this.vm = own(this.kvm.createVm());
       const { vm } = this;
       Assist?.prepare(vm);
-      this.ram = own(new GuestRam(vm, memory, layers));
+      this.ram = own(new GuestRam(vm, memory, contents));
       vm.setTssAddr(layout.tss);
       vm.setIdentityMapAddr(layout.identityMap);
       vm.createIrqchip();
@@ -49,10 +49,10 @@ export class Hardware implements Disposable {
     }
   }
 
-  /** @param memory bytes of RAM. @param layers what it begins as. @throws TsvisorError ERR_KVM…, MemoryError */
-  static async create(memory: number, layers: readonly MemoryLayer[]): Promise<Hardware> {
+  /** @param memory bytes of RAM. @throws TsvisorError ERR_KVM…, MemoryError, SnapshotError */
+  static async create(memory: number, contents: RamContents): Promise<Hardware> {
     const { flavour, Assist } = await Hardware.loadCode();
-    return new Hardware(flavour, Assist, memory, layers);
+    return new Hardware(flavour, Assist, memory, contents);
   }
 
   /** Loads what only some hosts need: it is the largest part of the machine thread's code. */

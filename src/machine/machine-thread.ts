@@ -1,6 +1,5 @@
 import { type MessagePort, parentPort } from 'node:worker_threads';
 import { errorToData } from '../errors.js';
-import { StateReader } from '../state-reader.js';
 import { Control } from './control.js';
 import type { MachineEnd } from './end.js';
 import { Hardware } from './hardware.js';
@@ -18,7 +17,7 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
     using host = new HostServices(data, post);
     using devices = await UserDevices.load(config, host);
     let machine = origin
-      ? await VirtualMachine.restore(config, host, devices, origin.layers, new StateReader(origin.machine, ''))
+      ? await VirtualMachine.restore(config, host, devices, origin)
       : await VirtualMachine.build(config, host, devices);
     machine.ram.trackDirtyPages(origin?.track ?? false);
     using control = new Control(machine, origin ? 'paused' : 'created', host, devices, port, doorbell);

@@ -11,12 +11,23 @@ import type { ConsoleSize } from '../backends/port-stream.js';
 import type { HostForward } from '../backends/user-network/host-forward.js';
 import type { Vsock } from '../backends/vsock/vsock.js';
 import type { VsockHost } from '../backends/vsock/vsock-host.js';
-import { AgentError, DriveError, errnoName, MachineError, MemoryError, TsvisorError, UsageError } from '../errors.js';
+import {
+  AgentError,
+  DriveError,
+  errnoName,
+  MachineError,
+  MemoryError,
+  SnapshotError,
+  TsvisorError,
+  UsageError,
+} from '../errors.js';
 import { addon } from '../kvm/addon.js';
 import type { MigrateOptions, MigrationResult } from '../migration/options.js';
 import type { ReceiveOptions } from '../migration/receive.js';
 import { type CheckedState, decodeState, encodeState } from '../snapshot/format.js';
 import { OpenSnapshot } from '../snapshot/open.js';
+import type { PageSourceConfig, PageSourceThread } from '../snapshot/page-source.js';
+import type { Prefetch } from '../snapshot/prefetch.js';
 import { portableConfig, type RestoreOptions, restoredConfig } from '../snapshot/restore.js';
 import {
   capture,
@@ -114,6 +125,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   readonly #scratch: string[] = [];
   /** Its disks may be another process's. */
   #undecided = false;
+  readonly #pageSource: PageSourceThread | undefined;
+  #prefetch: Prefetch | undefined;
   #state: MachineState = 'created';
   #removeAbort = () => {};
 
@@ -124,6 +137,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     vsock: VsockHost | undefined,
     Agent: typeof MachineAgent | undefined,
     origin: MachineOrigin | undefined,
+    source: PageSourceThread | undefined,
   ) {
     super();
     this.#config = config;
@@ -165,6 +179,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
       },
     );
     this.#ended.catch(() => {}); // whoever cares waits
+    this.#pageSource = source;
+    if (source) link.own(source.handOver());
     link.start(
       {
         config,
@@ -223,12 +239,14 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   static async restore(folder: string, options: RestoreOptions & MachineOptions = {}): Promise<Machine> {
     const { onLog, signal, ...rest } = options;
     signal?.throwIfAborted();
-    await using snapshot = await OpenSnapshot.open(folder);
+    if (rest.verify && rest.pages) throw new UsageError('verify: with pages there is no memory file to be verified');
+    await using snapshot = await OpenSnapshot.open(folder, rest.pages ? 'state' : 'files');
     if (rest.verify) await snapshot.verify();
     const machine = await Machine.#resurrect(snapshot.state, snapshot.layers, snapshot.path, rest, {
       ...(onLog && { onLog }),
       ...(signal && { signal }),
     });
+    if (rest.prefetch) machine.#prefetch = snapshot.prefetch();
     if (rest.track) machine.#base = { path: snapshot.path, id: snapshot.state.id };
     return machine;
   }
@@ -252,7 +270,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
    */
   static async receive(
     address: string,
-    options: ReceiveOptions & Omit<RestoreOptions, 'track' | 'verify'> & MachineOptions,
+    options: ReceiveOptions & Omit<RestoreOptions, 'track' | 'verify' | 'prefetch' | 'pages'> & MachineOptions,
   ): Promise<Machine> {
     const { key, timeout, onProgress, onListening, onLog, signal, ...rest } = options;
     const { receiveMachine } = await import('../migration/receive.js');
@@ -280,13 +298,17 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     machineOptions: MachineOptions,
   ): Promise<Machine> {
     const { config, networks, portable, scratch } = await restoredConfig(state, folder, options);
-    const origin = { layers, machine: state.machine, track: options.track ?? false };
+    const { pages, prefetch = false, track = false } = options;
     let machine: Machine | undefined;
+    let source: PageSourceThread | undefined;
     try {
-      machine = await Machine.#make(config, networks, machineOptions, origin);
+      source = pages && (await openPageSource(pages, config.memory, prefetch));
+      const origin = { layers, pages: source?.link, machine: state.machine, track };
+      machine = await Machine.#make(config, networks, machineOptions, origin, source);
       machine.#portable = portable;
       return machine;
     } finally {
+      if (!machine) await source?.close();
       if (scratch !== undefined && machine) machine.#scratch.push(scratch);
       else if (scratch !== undefined) await removeFolder(scratch);
     }
@@ -297,6 +319,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     networkConfigs: readonly NetworkConfig[],
     options: MachineOptions,
     origin?: MachineOrigin,
+    source?: PageSourceThread,
   ): Promise<Machine> {
     const { signal } = options;
     const networks = await UserNetworks.open(networkConfigs);
@@ -305,7 +328,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     try {
       vsock = await openVsock(resolved, options);
       const agent = resolved.agent ? (await import('./machine-agent.js')).MachineAgent : undefined;
-      machine = new Machine(resolved, options, networks, vsock, agent, origin);
+      machine = new Machine(resolved, options, networks, vsock, agent, origin, source);
       machine.#endOnAbort(signal);
       machine.#devices.place(await machine.#link.ready);
       signal?.throwIfAborted();
@@ -408,6 +431,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     if (this.#undecided) await this.#link.request({ command: 'release' });
     this.#undecided = false;
     await this.#link.request({ command: 'resume' });
+    this.#prefetch?.start();
     this.#setState('running');
   }
 
@@ -447,7 +471,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
    * its clones share what they do not write.
    * @throws as snapshot() and restore().
    */
-  async fork(options: RestoreOptions & MachineOptions = {}): Promise<Machine> {
+  async fork(options: Omit<RestoreOptions, 'verify' | 'prefetch' | 'pages'> & MachineOptions = {}): Promise<Machine> {
     const { onLog, signal, ...rest } = options;
     const fd = addon.memfdCreate('tsvisor-fork', this.#config.memory);
     if (fd < 0) throw new MemoryError(`fork: the host has no memory for it (${errnoName(-fd)})`);
@@ -579,6 +603,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   async close(): Promise<void> {
     this.#removeAbort();
     await this.#link.close();
+    await this.#pageSource?.close();
+    await this.#prefetch?.close();
     await this.#networks.close();
     await this.#ended.catch(() => {});
     await Promise.all(this.#scratch.splice(0).map(removeFolder));
@@ -600,7 +626,10 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
 
   /** For what holds the vCPUs: the next begins when that before it is done. */
   #oneByOne<T>(action: () => Promise<T>): Promise<T> {
-    const result = this.#held.then(action);
+    const result = this.#held.then(async () => {
+      if (this.#pageSource) await this.#link.request({ command: 'fetch' }); // while the guest runs
+      return action();
+    });
     this.#held = result.catch(() => {});
     return result;
   }
@@ -658,10 +687,12 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     this.#agent?.close(error);
     this.#vsock?.close(error);
     this.#devices.close();
+    void this.#prefetch?.close();
     this.#setState('ended');
   }
 
   #whyEnded({ reason, message }: MachineEnd): TsvisorError {
+    if (reason === 'page-source-failure') return this.#explain(new SnapshotError(`snapshot: ${message}`));
     if (reason === 'drive-failure') return this.#explain(new DriveError(message));
     if (reason === 'guest-panic') return this.#explain(new MachineError('ERR_GUEST_PANIC', message));
     return this.#explain(new MachineError('ERR_MACHINE_ENDED', `the machine has ended: ${message}`));
@@ -714,4 +745,10 @@ async function openVsock({ vsock }: ResolvedConfig, { onLog }: MachineOptions): 
   const { VsockHost } = await import('../backends/vsock/vsock-host.js');
   const limit = new RateLimit(WARNINGS_PER_MINUTE);
   return VsockHost.open({ ...vsock, warn: (message) => onLog && limit.take() && onLog('warn', message) });
+}
+
+/** Who gives a restored machine its memory. Loaded only where there is one. */
+async function openPageSource(pages: PageSourceConfig, size: number, prefetch: boolean): Promise<PageSourceThread> {
+  const { PageSourceThread } = await import('../snapshot/page-source.js');
+  return PageSourceThread.open(pages, size, prefetch);
 }

@@ -3,6 +3,7 @@ import type { ErrorData } from '../errors.js';
 import type { ResolvedConfig } from './config.js';
 import type { MachineEnd, MachineStats } from './end.js';
 import type { MemoryLayer } from './guest-ram.js';
+import type { PageSourceLink } from './page-faults.js';
 import type { SavedState } from './virtual-machine.js';
 
 /** What the main thread hands a new machine thread. */
@@ -27,6 +28,8 @@ export interface MachineThreadData {
 export interface MachineOrigin {
   /** Its memory, the oldest layer first. The descriptors are the main thread's. */
   readonly layers: readonly MemoryLayer[];
+  /** In place of layers: who gives it page by page. */
+  readonly pages?: PageSourceLink | undefined;
   /** A SavedState, but anybody's input. */
   readonly machine: unknown;
   /** Whether to note from now on which pages are written. */
@@ -75,7 +78,8 @@ export interface ControlRequest {
   /**
    * `hold` stops the vCPUs until `release` and answers when no device works on a request and what the guest wrote is on
    * its disks; one that is refused holds nothing. `save` is for in between, as is `handOver`, which lets another process
-   * open the disks until `release`. `migrated` ends the machine, since it goes on elsewhere.
+   * open the disks until `release`. `fetch` answers when all of memory is there that a page source has; the guest runs
+   * meanwhile. `migrated` ends the machine, since it goes on elsewhere.
    */
   readonly command:
     | 'start'
@@ -84,6 +88,7 @@ export interface ControlRequest {
     | 'stop'
     | 'query'
     | 'resize'
+    | 'fetch'
     | 'hold'
     | 'save'
     | 'handOver'

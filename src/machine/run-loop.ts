@@ -1,3 +1,4 @@
+import { constants } from 'node:os';
 import { errnoName } from '../errors.js';
 import { READY } from '../kvm/addon.js';
 import { exitName } from '../kvm/exits.js';
@@ -6,6 +7,8 @@ import type { MachineEnd } from './end.js';
 import { ExitData } from './exit-data.js';
 import type { HostServices } from './host-services.js';
 import type { VirtualMachine } from './virtual-machine.js';
+
+const { ECANCELED } = constants.errno;
 
 /**
  * The hot loop: waits for whatever comes next and gives it to who handles it, until somebody calls host.finish().
@@ -17,14 +20,17 @@ export function runLoop(machine: VirtualMachine, host: HostServices): MachineEnd
 
   for (;;) {
     const event = runHost.next();
-    if (event >= READY) {
-      events.dispatch(event & 0xffff);
-      if (host.end) return host.end;
-      continue;
-    }
     if (event < 0) return failure(`KVM_RUN failed with ${errnoName(-event)}`);
-    statistics.countExit(event);
-    handleExit(event, machine, host, data);
+    try {
+      if (event >= READY) {
+        events.dispatch(event & 0xffff);
+      } else {
+        statistics.countExit(event);
+        handleExit(event, machine, host, data);
+      }
+    } catch (error) {
+      if (!host.end) throw error; // otherwise it threw because of the end: guest memory is lost
+    }
     if (host.end) return host.end;
   }
 }
@@ -65,6 +71,7 @@ export function settle(machine: VirtualMachine, host: HostServices): boolean {
   while (!host.end) {
     const result = host.runHost.settle();
     if (result === 0) return true;
+    if (result === -ECANCELED) return false; // the run loop is told why
     if (result < 0) host.finish(failure(`KVM_RUN failed with ${errnoName(-result)}`));
     else handleExit(result - 1, machine, host, data);
   }

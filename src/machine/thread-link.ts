@@ -45,6 +45,8 @@ export class ThreadLink {
   #worker: Worker | undefined;
   #exited: Promise<void> = Promise.resolve();
   #built = false;
+  /** eventfd of a page source that lets go of who waits for it. */
+  #letGo: number | undefined;
   #final: { end: MachineEnd; stats: MachineStats } | undefined;
   #failure: Error | undefined;
 
@@ -88,11 +90,17 @@ export class ThreadLink {
     return [stream, there];
   }
 
+  /** Closes descriptors once the thread has exited. */
+  own(descriptors: readonly number[]): void {
+    this.#descriptors.push(...descriptors);
+  }
+
   /** Starts the thread, which builds the machine. @param onNotice gets what it says unasked. */
   start(data: Omit<MachineThreadData, 'doorbell'>, onNotice: (notice: Notice) => void): void {
     const worker = takeThread();
     worker.postMessage({ ...data, doorbell: this.#doorbell } satisfies MachineThreadData);
     this.#worker = worker;
+    this.#letGo = data.origin?.pages?.stop;
     worker.on('message', (message: MachineMessage) => this.#receive(message, onNotice));
     worker.on('error', (error) => this.#fail(crashed(error)));
     // process.exit() waits for every Worker, and one inside KVM_RUN only leaves it when its doorbell rings.
@@ -143,6 +151,8 @@ export class ThreadLink {
   #send(request: Request): number {
     const id = this.#nextId++;
     this.#post({ id, ...request });
+    // A thread that waits for a page does not hear.
+    if (request.command === 'stop' && this.#letGo !== undefined) addon.write(this.#letGo, DOORBELL, 0, DOORBELL.length);
     return id;
   }
 

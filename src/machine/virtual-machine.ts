@@ -14,16 +14,18 @@ import { KvmError, SnapshotError } from '../errors.js';
 import * as abi from '../kvm/generated/abi.js';
 import type { VcpuFd } from '../kvm/vcpu.js';
 import type { VmFd } from '../kvm/vm.js';
-import { bytesToState, type StateReader } from '../state-reader.js';
+import { bytesToState, StateReader } from '../state-reader.js';
 import type { ResolvedConfig } from './config.js';
 import { virtioDeviceCount } from './device-config.js';
 import { now } from './end.js';
 import { Timer } from './fd-events.js';
-import type { GuestRam, MemoryLayer } from './guest-ram.js';
+import type { GuestRam, RamContents } from './guest-ram.js';
 import { Hardware } from './hardware.js';
 import type { HostServices } from './host-services.js';
 import { gsi, layout, ports } from './layout.js';
 import { loadGuest } from './load-guest.js';
+import type { MachineOrigin } from './messages.js';
+import { PageFaults } from './page-faults.js';
 import type { UserDevices } from './user-devices/user-devices.js';
 import { addVirtioDevices } from './virtio-devices.js';
 
@@ -82,7 +84,7 @@ export class VirtualMachine implements Disposable {
 
   /** Builds a machine and loads its kernel. @throws TsvisorError of every kind that a configuration can cause. */
   static build(config: ResolvedConfig, host: HostServices, devices: UserDevices): Promise<VirtualMachine> {
-    return VirtualMachine.#make(config, host, devices, [], async (hardware) => {
+    return VirtualMachine.#make(config, host, devices, {}, async (hardware) => {
       const { kvm, vcpu, flavour } = hardware;
       const cpuid = kvm.supportedCpuid();
       shapeCpuid(cpuid, 0, config.cpus, flavour);
@@ -94,17 +96,18 @@ export class VirtualMachine implements Disposable {
   }
 
   /**
-   * Builds a machine that goes on where another was saved. @param layers its memory. @param state what save() gave, which
-   * may be anybody's input. @throws SnapshotError, and as build().
+   * Builds a machine that goes on where another was saved. @param origin whose state, what save() gave, may be anybody's
+   * input. @throws SnapshotError, and as build().
    */
   static async restore(
     config: ResolvedConfig,
     host: HostServices,
     devices: UserDevices,
-    layers: readonly MemoryLayer[],
-    state: StateReader,
+    { layers, pages, machine: saved }: MachineOrigin,
   ): Promise<VirtualMachine> {
-    const machine = await VirtualMachine.#make(config, host, devices, layers, async (hardware) => {
+    const state = new StateReader(saved, '');
+    const attach: RamContents['attach'] = pages && ((regions) => new PageFaults(regions, pages, host));
+    const machine = await VirtualMachine.#make(config, host, devices, { layers, attach }, async (hardware) => {
       host.statistics.phase('vmCreated');
       restoreKvm(hardware, state);
     });
@@ -112,6 +115,7 @@ export class VirtualMachine implements Disposable {
       const saved = state.object('devices');
       restoreDevices(machine.ports, saved.object('ports'));
       restoreDevices(machine.mmio, saved.object('mmio'));
+      machine.ram.check();
       return machine;
     } catch (error) {
       machine[Symbol.dispose]();
@@ -124,10 +128,10 @@ export class VirtualMachine implements Disposable {
     config: ResolvedConfig,
     host: HostServices,
     devices: UserDevices,
-    layers: readonly MemoryLayer[],
+    contents: RamContents,
     load: (hardware: Hardware) => Promise<void>,
   ): Promise<VirtualMachine> {
-    const hardware = await Hardware.create(config.memory, layers);
+    const hardware = await Hardware.create(config.memory, contents);
     try {
       await load(hardware);
       const { vm, vcpu, ram, own } = hardware;

@@ -5,6 +5,7 @@ import { SnapshotError } from '../errors.js';
 import type { MemoryLayer } from '../machine/guest-ram.js';
 import { type CheckedState, decodeState, MEMORY_FILE, STATE_FILE, STATE_LIMIT } from './format.js';
 import { verifyMemory } from './memory-checksums.js';
+import { Prefetch } from './prefetch.js';
 
 /** Snapshots that one may be based on: each is one more mapping of every page. */
 const MAX_DEPTH = 32;
@@ -21,7 +22,7 @@ export class OpenSnapshot implements AsyncDisposable {
   readonly path: string;
   readonly state: CheckedState;
   readonly layers: readonly MemoryLayer[];
-  readonly #files: readonly MemoryFile[];
+  #files: readonly MemoryFile[];
 
   private constructor(path: string, state: CheckedState, layers: readonly MemoryLayer[], files: readonly MemoryFile[]) {
     this.path = path;
@@ -30,13 +31,17 @@ export class OpenSnapshot implements AsyncDisposable {
     this.#files = files;
   }
 
-  /** Opens a snapshot, which may be anybody's. @throws SnapshotError that names the file. */
-  static async open(folder: string): Promise<OpenSnapshot> {
+  /**
+   * Opens a snapshot, which may be anybody's. @param memory `state` does without its memory files.
+   * @throws SnapshotError that names the file.
+   */
+  static async open(folder: string, memory: 'files' | 'state' = 'files'): Promise<OpenSnapshot> {
     const path = resolve(folder);
     const files: MemoryFile[] = [];
     const layers: MemoryLayer[] = [];
     try {
       const state = await readState(path);
+      if (memory === 'state') return new OpenSnapshot(path, state, layers, files);
       for (let at = path, now = state; ; ) {
         const { size, parent, extents } = now.memory;
         const file = join(at, MEMORY_FILE);
@@ -68,6 +73,13 @@ export class OpenSnapshot implements AsyncDisposable {
       if (!checksums) throw new SnapshotError(`${path}: cannot be verified: its snapshot has no checksums of it`);
       await verifyMemory(file, checksums, this.state.memory.size, path);
     }
+  }
+
+  /** What reads its memory files in the background, which are its from now on. */
+  prefetch(): Prefetch {
+    const files = this.#files.map(({ file }) => file);
+    this.#files = [];
+    return new Prefetch(files, this.state.memory.size);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

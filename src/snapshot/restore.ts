@@ -10,6 +10,7 @@ import { StateReader } from '../state-reader.js';
 import { type DriveOverride, restoreDisks } from './disks.js';
 import { isUnchanged } from './file-reference.js';
 import type { CheckedState, DiskCapture } from './format.js';
+import type { PageSourceConfig } from './page-source.js';
 
 /**
  * What a machine gets that goes on from a snapshot. A snapshot may be anybody's: of what it names on this host, only
@@ -31,6 +32,17 @@ export interface RestoreOptions {
    * read before it is touched, and what is damaged in it the guest finds.
    */
   readonly verify?: boolean;
+  /**
+   * Whether, once the machine runs, its memory is brought in from the disk in the background, so that it does not wait
+   * for each page that it touches. With `pages`, whether the source is asked for all of it. Default false.
+   */
+  readonly prefetch?: boolean;
+  /**
+   * Who gives the memory as it is touched, in place of the snapshot's memory files, which need not be there: all of RAM as
+   * it was in this snapshot, also when that is differential. A failure of it ends the machine, whose wait() resolves with
+   * `page-source-failure`. snapshot() of such a machine first fetches what is still missing.
+   */
+  readonly pages?: PageSourceConfig;
 }
 
 const FIELDS: FieldsOf<RestoreOptions> = {
@@ -40,6 +52,8 @@ const FIELDS: FieldsOf<RestoreOptions> = {
   devices: true,
   track: true,
   verify: true,
+  prefetch: true,
+  pages: true,
 };
 const DRIVE: FieldsOf<DriveOverride> = { file: true, overlay: true };
 

@@ -13,7 +13,6 @@ import { UserDevices } from '#dist/machine/user-devices/user-devices.js';
 import { VirtualMachine } from '#dist/machine/virtual-machine.js';
 import { OpenSnapshot } from '#dist/snapshot/open.js';
 import { restoredConfig } from '#dist/snapshot/restore.js';
-import { StateReader } from '#dist/state-reader.js';
 import { countingMachine, countsOn } from '../../support/snapshot/counting-guest.js';
 import { type Json, stateIn } from '../../support/snapshot/folder.js';
 import { Violation } from '../machine.js';
@@ -123,8 +122,8 @@ export class SnapshotSubject implements Disposable {
         if (message.type === 'log' && message.message.includes('internal error')) problems.push(message.message);
       });
       using devices = await UserDevices.load(config, host);
-      const state = new StateReader(snapshot.state.machine, '');
-      using machine = await VirtualMachine.restore(config, host, devices, snapshot.layers, state);
+      const origin = { layers: snapshot.layers, machine: snapshot.state.machine, track: true };
+      using machine = await VirtualMachine.restore(config, host, devices, origin);
       machine.ram.trackDirtyPages(true);
       const timer = new Timer(host.events, () => host.finish({ reason: 'stopped', code: null, message: 'time is up' }));
       timer.arm(RUN);
