@@ -1,8 +1,8 @@
 /** Bytes kept: a kernel's panic message and the call trace after it. */
-const CAPACITY = 16 * 1024;
+export const CONSOLE_TAIL_SIZE = 16 * 1024;
 /** The word before the bytes: how many were ever written, modulo 2^32. */
 const HEADER = 4;
-const SIZE = HEADER + CAPACITY;
+const SIZE = HEADER + CONSOLE_TAIL_SIZE;
 
 /**
  * The last of what a guest wrote to its console, in memory that both threads see: it can be read when the machine thread
@@ -23,7 +23,7 @@ export class ConsoleTail {
 
   put(byte: number): void {
     const written = this.#written[0] as number;
-    this.#bytes[written % CAPACITY] = byte;
+    this.#bytes[written % CONSOLE_TAIL_SIZE] = byte;
     this.#written[0] = written + 1;
   }
 
@@ -35,24 +35,33 @@ export class ConsoleTail {
   /** What this boot has written, as far as it is kept. */
   sinceMark(): string {
     const length = ((this.#written[0] as number) - this.#mark) >>> 0;
-    return this.#last(Math.min(length, CAPACITY));
+    return this.#last(Math.min(length, CONSOLE_TAIL_SIZE));
   }
 
   /** The last lines, without control characters; the guest chose them. */
   lines(count: number): string[] {
     const written = this.#written[0] as number;
-    const lines = this.#last(Math.min(written, CAPACITY)).split('\n');
+    const lines = this.#last(Math.min(written, CONSOLE_TAIL_SIZE)).split('\n');
     return lines
       .map((line) => line.trimEnd())
       .filter((line) => line !== '')
       .slice(-count);
   }
 
+  /** All that is kept, as the guest wrote it. */
+  bytes(): Buffer {
+    return this.#copy(Math.min(this.#written[0] as number, CONSOLE_TAIL_SIZE));
+  }
+
   #last(length: number): string {
+    return printable(this.#copy(length).toString('utf8'));
+  }
+
+  #copy(length: number): Buffer {
     const end = this.#written[0] as number;
     const copy = Buffer.alloc(length);
-    for (let i = 0; i < length; i++) copy[i] = this.#bytes[((end - length + i) >>> 0) % CAPACITY] as number;
-    return printable(copy.toString('utf8'));
+    for (let i = 0; i < length; i++) copy[i] = this.#bytes[((end - length + i) >>> 0) % CONSOLE_TAIL_SIZE] as number;
+    return copy;
   }
 }
 

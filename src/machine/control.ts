@@ -183,7 +183,7 @@ export class Control implements Disposable {
   #save(memory: SavePages | undefined): SavedMachine {
     const { ram } = this.#machine;
     if (!this.#letGo) throw new SnapshotError('snapshot: the machine is not held');
-    const machine = this.#machine.save();
+    const machine = this.#machine.save(this.#host);
     if (!memory) return { machine, extents: undefined, bytes: 0 };
     const { fd, pages, track } = memory;
     let written: Uint8Array | undefined;

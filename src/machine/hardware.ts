@@ -6,10 +6,53 @@ import type { VmFd } from '../kvm/vm.js';
 import { GuestRam, type RamContents } from './guest-ram.js';
 import { layout } from './layout.js';
 
+/** A machine's KVM objects before it has memory. */
+class BareMachine implements Disposable {
+  readonly kvm: Kvm;
+  readonly vm: VmFd;
+  readonly vcpu: VcpuFd;
+  readonly #resources: Disposable[] = [];
+
+  /** @throws TsvisorError ERR_KVM… */
+  constructor({ Assist }: Code) {
+    const own = <T extends Disposable>(resource: T): T => {
+      this.#resources.push(resource);
+      return resource;
+    };
+    try {
+      this.kvm = own(Kvm.open());
+      this.vm = own(this.kvm.createVm());
+      const { vm } = this;
+      Assist?.prepare(vm);
+      vm.setTssAddr(layout.tss);
+      vm.setIdentityMapAddr(layout.identityMap);
+      vm.createIrqchip();
+      vm.createPit2();
+      this.vcpu = own(vm.createVcpu(0));
+    } catch (error) {
+      this[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const resource of this.#resources.reverse()) resource[Symbol.dispose]();
+    this.#resources.length = 0;
+  }
+}
+
+/** What depends on the host. */
+interface Code {
+  readonly flavour: KvmFlavour;
+  /** Only where KVM interprets the guest's kernel: it is the largest part of the machine thread's code. */
+  readonly Assist: typeof NestedAssist | undefined;
+}
+
 /** The KVM objects and memory of one power-on, and what else is released with them. */
 export class Hardware implements Disposable {
+  /** What prepare() made. */
+  static #prepared: BareMachine | undefined;
   readonly flavour: KvmFlavour;
-  /** Only where KVM interprets the guest's kernel. */
   readonly Assist: typeof NestedAssist | undefined;
   readonly kvm: Kvm;
   readonly vm: VmFd;
@@ -23,26 +66,15 @@ export class Hardware implements Disposable {
     return resource;
   };
 
-  private constructor(
-    flavour: KvmFlavour,
-    Assist: typeof NestedAssist | undefined,
-    memory: number,
-    contents: RamContents,
-  ) {
-    const { own } = this;
+  private constructor({ flavour, Assist }: Code, bare: BareMachine, memory: number, contents: RamContents) {
+    const { kvm, vm, vcpu } = this.own(bare);
     this.flavour = flavour;
     this.Assist = Assist;
+    this.kvm = kvm;
+    this.vm = vm;
+    this.vcpu = vcpu;
     try {
-      this.kvm = own(Kvm.open());
-      this.vm = own(this.kvm.createVm());
-      const { vm } = this;
-      Assist?.prepare(vm);
-      this.ram = own(new GuestRam(vm, memory, contents));
-      vm.setTssAddr(layout.tss);
-      vm.setIdentityMapAddr(layout.identityMap);
-      vm.createIrqchip();
-      vm.createPit2();
-      this.vcpu = own(vm.createVcpu(0));
+      this.ram = this.own(new GuestRam(vm, memory, contents));
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -51,20 +83,31 @@ export class Hardware implements Disposable {
 
   /** @param memory bytes of RAM. @throws TsvisorError ERR_KVM…, MemoryError, SnapshotError */
   static async create(memory: number, contents: RamContents): Promise<Hardware> {
-    const { flavour, Assist } = await Hardware.loadCode();
-    return new Hardware(flavour, Assist, memory, contents);
+    const code = await loadCode();
+    const bare = Hardware.#prepared ?? new BareMachine(code);
+    Hardware.#prepared = undefined;
+    return new Hardware(code, bare, memory, contents);
   }
 
-  /** Loads what only some hosts need: it is the largest part of the machine thread's code. */
-  static async loadCode(): Promise<{ flavour: KvmFlavour; Assist: typeof NestedAssist | undefined }> {
-    const flavour = detectKvmFlavour();
-    const Assist =
-      flavour === 'interpreted' ? (await import('../arch/x86_64/assist/nested-assist.js')).NestedAssist : undefined;
-    return { flavour, Assist };
+  /** Does ahead what a thread's first machine needs whatever it is: half of what a new VM takes is KVM's own time. */
+  static async prepare(): Promise<void> {
+    const code = await loadCode();
+    try {
+      Hardware.#prepared ??= new BareMachine(code);
+    } catch {
+      // create() tells why
+    }
   }
 
   [Symbol.dispose](): void {
     for (const resource of this.#resources.reverse()) resource[Symbol.dispose]();
     this.#resources.length = 0;
   }
+}
+
+async function loadCode(): Promise<Code> {
+  const flavour = detectKvmFlavour();
+  const Assist =
+    flavour === 'interpreted' ? (await import('../arch/x86_64/assist/nested-assist.js')).NestedAssist : undefined;
+  return { flavour, Assist };
 }

@@ -24,8 +24,8 @@ export class MachinePool {
   readonly #whenReady: (machine: Machine) => Promise<void>;
   readonly #made: Machine[] = [];
   #folder: string | undefined;
-  /** The folder of the snapshot, once it is there. */
-  #snapshot: string | undefined;
+  /** The snapshot's folder, or a machine that did not come up. */
+  #origin: Promise<string | PooledMachine> | undefined;
 
   /** @param whenReady waits until a machine that has been started can be used. */
   constructor(config: MachineConfig, whenReady: (machine: Machine) => Promise<void>) {
@@ -40,24 +40,30 @@ export class MachinePool {
 
   /** A machine that nobody has had. @throws as Machine.create() and Machine.restore() do. */
   async take(): Promise<PooledMachine> {
-    if (this.#snapshot === undefined && !this.#config.devices?.length) {
-      const first = await this.#boot();
-      try {
-        await first.ready;
-      } catch {
-        return first; // whoever takes it sees why, and its console
-      }
-      this.#folder = await mkdtemp(join(tmpdir(), 'tsvisor-test-'));
-      this.#snapshot = (await first.machine.snapshot(join(this.#folder, 'ready'), { stop: true })).path;
-      await first.machine.close();
-    }
-    return this.#snapshot === undefined ? this.#boot() : this.#restore(this.#snapshot);
+    if (this.#config.devices?.length) return this.#boot();
+    this.#origin ??= this.#save();
+    const origin = await this.#origin;
+    return typeof origin === 'string' ? this.#restore(origin) : origin;
   }
 
   /** Closes every machine that it made. */
   async close(): Promise<void> {
     await Promise.all(this.#made.map((machine) => machine.close()));
     if (this.#folder !== undefined) await rm(this.#folder, { recursive: true, force: true });
+  }
+
+  async #save(): Promise<string | PooledMachine> {
+    const first = await this.#boot();
+    try {
+      await first.ready;
+    } catch {
+      this.#origin = undefined; // the next one may
+      return first; // whoever takes it sees why, and its console
+    }
+    this.#folder = await mkdtemp(join(tmpdir(), 'tsvisor-test-'));
+    const { path } = await first.machine.snapshot(join(this.#folder, 'ready'), { stop: true });
+    await first.machine.close();
+    return path;
   }
 
   async #boot(): Promise<PooledMachine> {

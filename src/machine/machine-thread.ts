@@ -46,7 +46,7 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
 
 // What comes later is read with receiveMessageOnPort.
 const port = parentPort as MessagePort;
-const loaded = Hardware.loadCode();
+const prepared = Hardware.prepare();
 // A thread that ends while it loads leaves Node's descriptors of the modules open.
-port.once('message', (data: MachineThreadData) => void loaded.then(() => run(data, port)));
-await loaded;
+port.once('message', (data: MachineThreadData) => void prepared.then(() => run(data, port)));
+await prepared;

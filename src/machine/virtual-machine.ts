@@ -16,6 +16,7 @@ import type { VcpuFd } from '../kvm/vcpu.js';
 import type { VmFd } from '../kvm/vm.js';
 import { bytesToState, StateReader } from '../state-reader.js';
 import type { ResolvedConfig } from './config.js';
+import { CONSOLE_TAIL_SIZE } from './console-tail.js';
 import { virtioDeviceCount } from './device-config.js';
 import { now } from './end.js';
 import { Timer } from './fd-events.js';
@@ -37,6 +38,8 @@ type DeviceStates = Readonly<Record<string, DeviceState>>;
 
 /** A machine without its memory. Structures of the KVM API are in base64, numbers of 64 bits in hexadecimal. */
 export interface SavedState {
+  /** What the guest said last, for messages. */
+  readonly console: string;
   /** kvmclock, in nanoseconds. */
   readonly clock: string;
   readonly vcpus: readonly VcpuState[];
@@ -112,6 +115,7 @@ export class VirtualMachine implements Disposable {
       restoreKvm(hardware, state);
     });
     try {
+      for (const byte of state.bytes('console', 0, CONSOLE_TAIL_SIZE)) host.consoleTail.put(byte);
       const saved = state.object('devices');
       restoreDevices(machine.ports, saved.object('ports'));
       restoreDevices(machine.mmio, saved.object('mmio'));
@@ -163,11 +167,12 @@ export class VirtualMachine implements Disposable {
   }
 
   /** Everything but the memory, as JSON. The vCPUs are stopped, their last exits settled, and the machine is quiet. */
-  save(): SavedState {
+  save(host: HostServices): SavedState {
     const { kvm, vm, vcpu } = this.#hardware;
     // What a vCPU writes of its clock comes into memory by KVM_KVMCLOCK_CTRL: memory is saved after this.
     vcpu.notePause();
     return {
+      console: bytesToState(host.consoleTail.bytes()),
       clock: vm.getClock().toString(16),
       vcpus: [saveVcpu(vcpu, kvm.msrIndices())],
       irqchips: vm.getIrqchips().map((registers) => ({ registers: bytesToState(registers) })),

@@ -132,7 +132,7 @@ export class SnapshotSubject implements Disposable {
       timer.close();
       host.setRunning(false);
       host.clearEnd();
-      if (settle(machine, host)) machine.save();
+      if (settle(machine, host)) machine.save(host);
       if (problems.length > 0) throw new Violation(problems.join('\n'));
       return reason;
     } finally {

@@ -18,7 +18,7 @@ export function anyState(changes: Partial<SnapshotState> = {}): SnapshotState {
     config: { memory: MEMORY, drives: [], networks: [], devices: [] },
     disks: [],
     memory: { size: MEMORY },
-    machine: { clock: '0', vcpus: [], irqchips: [], pit: '', devices: { ports: {}, mmio: {} } },
+    machine: { console: '', clock: '0', vcpus: [], irqchips: [], pit: '', devices: { ports: {}, mmio: {} } },
     ...changes,
   };
 }
