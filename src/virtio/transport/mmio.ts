@@ -189,7 +189,7 @@ export class VirtioMmio implements BusDevice {
     if (active) this.#activate(positions);
     const own = state.object('device');
     this.device.restore?.(own);
-    // Only now: KVM forgets who holds a line up, and takes it for low.
+    // KVM's state says which lines are up, but not who holds them up.
     const interrupts = state.number('interruptStatus', 0, status & DRIVER_OK ? ALL_INTERRUPTS : 0);
     this.#setInterruptStatus(this.#interruptStatus | interrupts);
     for (let i = 0; i < this.#active.length; i++) this.#notify(i);
