@@ -86,6 +86,7 @@ export class HostileDriver {
       [8, () => this.#reset()],
       [10, () => this.initialize()],
       [160, () => this.#subject.hostEvent(random)],
+      [15, () => this.#move()],
     ];
     this.#weights = this.#operations.reduce((sum, [weight]) => sum + weight, 0);
   }
@@ -474,8 +475,42 @@ export class HostileDriver {
     return `ready bit of queue ${queue}`;
   }
 
+  /** The machine is saved and goes on as another; now and then its state is damaged on the way. */
+  #move(): string {
+    const machine = this.#machine;
+    const { renew } = this.#subject;
+    if (!renew) return 'nothing';
+    const what: string[] = [];
+    const damage = (state: object) => what.push(damageOf(state, this.#random));
+    const outcome = machine.move(renew.bind(this.#subject), this.#odd(20) ? damage : undefined);
+    return ['saved and restored', ...what, outcome].join(': ');
+  }
+
   #reset(): string {
     this.#machine.driver.status = 0;
     return 'reset';
+  }
+}
+
+/** Gives one field of a state another value. @returns which. */
+function damageOf(state: object, random: Random): string {
+  let at = state as Record<string, unknown>;
+  const path: string[] = [];
+  for (;;) {
+    const names = Object.keys(at);
+    const name = names.length > 0 ? random.pick(names) : undefined;
+    if (name === undefined) return 'nothing';
+    path.push(name);
+    const value = at[name];
+    if (typeof value === 'object' && value !== null && random.chance(95)) {
+      at = value as Record<string, unknown>;
+      continue;
+    }
+    const numbers = [0, 1, 2, 7, 16, 64, 0xff, 0xffff, 0x1_0000, 2 ** 32 - 1, 2 ** 32, 2 ** 53, -1, 0.5, random.u32()];
+    at[name] =
+      typeof value === 'number' && random.chance(90)
+        ? random.pick([...numbers, value + 1, value - 1])
+        : random.pick([true, false, null, 'ff', '', [], {}, [1], ...numbers]);
+    return `${path.join('.')} = ${JSON.stringify(at[name])}`;
   }
 }

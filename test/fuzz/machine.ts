@@ -1,8 +1,10 @@
 import { createHash } from 'node:crypto';
+import { SnapshotError } from '#dist/errors.js';
 import type { Mapping } from '#dist/kvm/addon.js';
 import { addon } from '#dist/kvm/addon.js';
 import { MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE } from '#dist/kvm/generated/abi.js';
 import { GuestMemory } from '#dist/memory/guest-memory.js';
+import { StateReader } from '#dist/state-reader.js';
 import type { DescriptorChain } from '#dist/virtio/chain.js';
 import { feature, type VirtioContext, type VirtioModel } from '#dist/virtio/device.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
@@ -141,6 +143,27 @@ export class FuzzMachine {
     if (driver.broken.length > 1000) throw new Violation('the log has no end');
   }
 
+  /**
+   * Saves the device and has another go on, by way of JSON. @param damage changes the state; what cannot be is refused,
+   * and the other is as after power-on then.
+   */
+  move(renew: () => VirtioModel, damage: (state: object) => void = () => {}): string {
+    const other = renew();
+    const state = JSON.parse(JSON.stringify(this.driver.transport.save()));
+    damage(state);
+    this.monitors = [];
+    this.driver.plug(this.#watched(other));
+    try {
+      this.driver.transport.restore(new StateReader(state, 'device'));
+      return 'it goes on';
+    } catch (error) {
+      if (!(error instanceof SnapshotError)) throw error;
+      this.monitors = [];
+      this.driver.plug(this.#watched(renew()));
+      return error.message;
+    }
+  }
+
   fail(what: string): void {
     this.#violation ??= what;
   }
@@ -196,6 +219,8 @@ export class FuzzMachine {
           this.monitors = [];
           device.reset();
         }),
+      ...(device.save && { save: () => guarded(() => device.save?.() ?? {}) }),
+      ...(device.restore && { restore: (state: StateReader) => device.restore?.(state) }),
     };
   }
 

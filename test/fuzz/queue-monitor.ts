@@ -68,6 +68,15 @@ export class QueueMonitor {
       onPop(chain);
       return chain;
     };
+    const popAgain = queue.popAgain.bind(queue);
+    queue.popAgain = (head) => {
+      const chain = popAgain(head);
+      if (!chain) return undefined;
+      if (outstanding.has(chain)) fail('a chain was popped again that the device has');
+      outstanding.set(chain, Number.NaN); // never unpopped
+      onPop(chain);
+      return chain;
+    };
     queue.unpop = (chain) => {
       if (queue.alive) {
         if (outstanding.get(chain) !== this.#position - 1) fail('a chain was unpopped that was not the last');

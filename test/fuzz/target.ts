@@ -11,6 +11,11 @@ export interface Request {
 /** The device of one case, with all that its host does. */
 export interface Subject {
   readonly device: VirtioModel;
+  /**
+   * Comes to rest, so that the machine can be saved. @returns `device` from now on: another one of the same kind, as
+   * after power-on. Absent: this one is not saved.
+   */
+  renew?(): VirtioModel;
   /** The machine around the device is there now. @param lawful its driver keeps to the rules. */
   attach?(machine: FuzzMachine, lawful: boolean): void;
   /** A queue that is worth using. */

@@ -115,7 +115,7 @@ class Files implements Disposable {
 }
 
 class BlkSubject implements Subject {
-  readonly device: Blk;
+  device: Blk;
   readonly writableConfig = [abi.virtio_blk_config.wce];
   readonly #files: Files;
   readonly #permitted = new Uint8Array(SECTORS);
@@ -129,7 +129,18 @@ class BlkSubject implements Subject {
     disk.attach(io, files.memory.device);
     io.failing = random.chance(15);
     io.onChange = (change) => this.#checkChange(change);
-    this.device = new Blk({
+    this.device = this.#make(disk);
+  }
+
+  renew(): Blk {
+    this.#files.io.finishAll();
+    this.device = this.#make(this.device.disk);
+    return this.device;
+  }
+
+  #make(disk: Disk): Blk {
+    const { io } = this.#files;
+    const blk = new Blk({
       name: 'blk0',
       disk,
       id: 'fuzz',
@@ -139,7 +150,8 @@ class BlkSubject implements Subject {
       },
       failed: () => {},
     });
-    io.onBatch(() => this.device.publish());
+    io.onBatch(() => blk.publish());
+    return blk;
   }
 
   attach(machine: FuzzMachine): void {

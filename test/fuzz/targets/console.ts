@@ -25,7 +25,7 @@ interface Port {
 }
 
 class ConsoleSubject implements Subject {
-  readonly device: VirtioConsole;
+  device: VirtioConsole;
   readonly writableConfig = [abi.virtio_console_config.emerg_wr];
   readonly #ports: Port[];
   readonly #events = new ManualEvents();
@@ -51,7 +51,16 @@ class ConsoleSubject implements Subject {
         closed: false,
       };
     });
-    this.device = new VirtioConsole({ ports: this.#ports.map(({ stream }) => stream), io });
+    this.device = this.#make();
+  }
+
+  renew(): VirtioConsole {
+    this.device = this.#make();
+    return this.device;
+  }
+
+  #make(): VirtioConsole {
+    return new VirtioConsole({ ports: this.#ports.map(({ stream }) => stream), io: this.#io });
   }
 
   attach(machine: FuzzMachine): void {

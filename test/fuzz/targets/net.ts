@@ -92,7 +92,8 @@ class FakeBackend implements NetBackend {
 }
 
 abstract class NetSubject implements Subject {
-  readonly device: Net;
+  device: Net;
+  readonly #make: () => Net;
   readonly #timer = new ManualTimer();
   readonly #io: ManualIo;
   readonly #transmits: number;
@@ -103,13 +104,15 @@ abstract class NetSubject implements Subject {
     this.#io = io;
     this.#transmits = transmits;
     this.clogged = clogged;
-    this.device = new Net({
-      name: 'net0',
-      mac: random.fill(new Uint8Array(6)),
-      backend,
-      io,
-      timer: this.#timer.make,
-    });
+    const mac = random.fill(new Uint8Array(6));
+    this.#make = () => new Net({ name: 'net0', mac, backend, io, timer: this.#timer.make });
+    this.device = this.#make();
+  }
+
+  renew(): Net {
+    this.#timer.armed = false;
+    this.device = this.#make();
+    return this.device;
   }
 
   attach(machine: FuzzMachine): void {

@@ -17,15 +17,27 @@ crypto.randomFillSync = ((bytes: Uint8Array, offset = 0, size = bytes.length - o
 syncBuiltinESMExports();
 
 class RngSubject implements Subject {
-  readonly device: Rng;
+  device: Rng;
+  readonly #rate: number;
   #time = 0;
   #expired: () => void = () => {};
   #deadline: number | undefined;
 
   constructor(random: Random) {
     entropy = new Random(random.u32());
-    this.device = new Rng({
-      bytesPerSecond: random.pick([1, 100, 5000, 1 << 20]),
+    this.#rate = random.pick([1, 100, 5000, 1 << 20]);
+    this.device = this.#make();
+  }
+
+  renew(): Rng {
+    this.#deadline = undefined;
+    this.device = this.#make();
+    return this.device;
+  }
+
+  #make(): Rng {
+    return new Rng({
+      bytesPerSecond: this.#rate,
       now: () => this.#time,
       timer: (onExpired) => {
         this.#expired = onExpired;

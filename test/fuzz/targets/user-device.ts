@@ -29,6 +29,14 @@ class Echo extends VirtioDevice {
     if (this.kept.length > 100) this.kept.splice(0, 50);
   }
 
+  override save(): unknown {
+    return { count: this.#count };
+  }
+
+  override restore(state: unknown): void {
+    this.#count = Number((state as { count?: number } | null)?.count) || 0;
+  }
+
   /** Gives a chain back, to the queue of that index, which need not be its own. */
   override onMessage(index: unknown): void {
     const kept = this.kept.shift();
@@ -46,16 +54,23 @@ class Echo extends VirtioDevice {
 }
 
 class UserDeviceSubject implements Subject {
-  readonly device: UserVirtio;
+  device: UserVirtio;
   readonly writableConfig = [0, 4];
-  readonly #echo: Echo;
+  readonly #memory: Memory;
+  #echo!: Echo;
 
   constructor(memory: Memory) {
+    this.#memory = memory;
+    this.device = this.renew();
+  }
+
+  renew(): UserVirtio {
     const host = new UserVirtio(0, 'echo', new RecordingServices());
     this.#echo = new Echo({ name: 'echo', options: undefined, host });
     host.adopt(this.#echo);
-    host.powerOn({ memory: memory.device, setInterrupt: () => {} });
+    host.powerOn({ memory: this.#memory.device, setInterrupt: () => {} });
     this.device = host;
+    return host;
   }
 
   queue(random: Random): number {

@@ -16,7 +16,7 @@ const NOISE = Uint8Array.from({ length: MAX_PAYLOAD + 100 }, (_, i) => (i * 151 
 
 /** A socket device over a real socket to a main thread that mostly keeps to the format. */
 class VsockSubject implements Subject {
-  readonly device: VirtioVsock;
+  device: VirtioVsock;
   readonly #io: ManualIo;
   readonly #events = new ManualEvents();
   readonly #channel: VsockChannel;
@@ -40,7 +40,16 @@ class VsockSubject implements Subject {
     this.#fd = device;
     this.#host = host;
     this.#channel = new VsockChannel(device, this.#events.events);
-    this.device = new VirtioVsock({ cid: CID, channel: this.#channel, io, warn: () => {} });
+    this.device = this.#make();
+  }
+
+  renew(): VirtioVsock {
+    this.device = this.#make();
+    return this.device;
+  }
+
+  #make(): VirtioVsock {
+    return new VirtioVsock({ cid: CID, channel: this.#channel, io: this.#io, warn: () => {} });
   }
 
   attach(machine: FuzzMachine): void {
