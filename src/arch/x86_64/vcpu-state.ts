@@ -86,13 +86,22 @@ export function restoreVcpu(vcpu: VcpuFd, state: StateReader, msrIndices: readon
     setMsrs(vcpu, of(MSR_TSC));
     vcpu.setLapic(lapic);
     setMsrs(vcpu, others);
-    setMsrs(vcpu, of(MSR_TSC_DEADLINE));
+    setMsrs(vcpu, attainable(vcpu, of(MSR_TSC)[0]?.[1], of(MSR_TSC_DEADLINE)));
     vcpu.setEvents(events);
   } catch (cause) {
     if (cause instanceof SnapshotError || !(cause instanceof Error)) throw cause;
     const why = `KVM of this host refuses the vCPU’s state: ${cause.message}`;
     throw new SnapshotError(`snapshot: ${why}; it is damaged, or of a host with another CPU`, { cause });
   }
+}
+
+/**
+ * KVM under PVM leaves the TSC to the host's, which begins anew with the host: a deadline that is measured by a higher one
+ * would be hours away.
+ */
+function attainable(vcpu: VcpuFd, saved: bigint | undefined, deadlines: readonly (readonly [number, bigint])[]) {
+  const behind = (saved ?? 0n) - (vcpu.getMsr(MSR_TSC) ?? 0n);
+  return deadlines.map(([index, value]) => [index, behind > 0n && value > behind ? value - behind : value] as const);
 }
 
 /** KVM lists MSRs that it lets nobody set: what has the value already is as good. */

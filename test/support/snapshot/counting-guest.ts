@@ -10,7 +10,7 @@ export const RESET_FLAG = 0x30_0000;
  * prints `.` every 64 steps on ttyS0; `!` and an exit code of 99 when they differ. It resets itself when
  * its memory is not 0 at RESET_FLAG.
  */
-const COUNTING = guestProgram(`
+export const COUNTING = guestProgram(`
     .set RESET_FLAG, ${RESET_FLAG}
     xor r8, r8
     xor r9, r9
