@@ -96,7 +96,7 @@ struct reader read_frame(const struct frame *frame)
 	return (struct reader){ .at = frame->data, .end = frame->data + frame->length };
 }
 
-static void get_bytes(struct reader *from, void *to, size_t size)
+void get_bytes(struct reader *from, void *to, size_t size)
 {
 	if ((size_t)(from->end - from->at) < size) {
 		from->bad = 1;

@@ -30,6 +30,7 @@ int fill(void);
 int next_frame(struct frame *frame);
 
 struct reader read_frame(const struct frame *frame);
+void get_bytes(struct reader *from, void *to, size_t size);
 uint32_t get_u32(struct reader *from);
 uint64_t get_u64(struct reader *from);
 /* A string, in place. "" when bad, never null. */

@@ -2,7 +2,7 @@
  *
  * Started in one of three ways: as a service of the guest's init; as PID 1 by a kernel with rdinit=, then it goes on as
  * the init that would have run (init.c); or with a listening socket as descriptor 3 (LISTEN_FDS=1, sd_listen_fds(3)),
- * which is how tests run it, and then it neither stops the machine nor sets its clock. */
+ * which is how tests run it, and then it neither stops the machine nor changes what it is. */
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>

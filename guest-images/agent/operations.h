@@ -3,7 +3,7 @@
 
 #include "connection.h"
 
-/* Whether this agent serves the machine it runs on: then it may stop it and set its clock. */
+/* Whether this agent serves the machine it runs on: then it may stop it and change what it is. */
 extern int serves_machine;
 /* A descriptor of /proc, or -1. */
 extern int proc_fd;
@@ -20,6 +20,7 @@ OPERATION void operate_pack(const struct frame *request);
 OPERATION void operate_unpack(const struct frame *request);
 OPERATION void operate_shutdown(const struct frame *request);
 OPERATION void operate_set_time(const struct frame *request);
+OPERATION void operate_renew(const struct frame *request);
 
 /* mkdir -p, as `mode` for what is made. */
 int make_parents(char *path, mode_t mode);

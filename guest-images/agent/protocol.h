@@ -32,6 +32,7 @@ enum frame_type {
 	PING = 0x30,
 	SHUTDOWN,
 	SET_TIME,
+	RENEW,
 
 	STARTED = 0x40,
 	STDIN,
@@ -51,3 +52,7 @@ enum { STAT_NO_FOLLOW = 1 };
 enum { MKDIR_PARENTS = 1 };
 enum { REMOVE_RECURSIVE = 1, REMOVE_FORCE = 2 };
 enum { WRITE_HAS_MODE = 1 };
+enum { RENEW_RANDOM = 1, RENEW_TIME = 2 };
+
+/* Bytes of RENEW's seed. */
+enum { SEED_SIZE = 64 };

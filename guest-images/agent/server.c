@@ -98,6 +98,7 @@ static void serve(int fd)
 	case PING: succeed();
 	case SHUTDOWN: operate_shutdown(&frame);
 	case SET_TIME: operate_set_time(&frame);
+	case RENEW: operate_renew(&frame);
 	default: violation();
 	}
 }

@@ -1,10 +1,11 @@
+import { randomBytes } from 'node:crypto';
 import { AgentError, TsvisorError, UsageError } from '../errors.js';
 import { type Channel, type Connect, DEFAULT_ANSWER_TIMEOUT, request } from './connection.js';
 import { collect, type ExecOptions, type ExecResult, execRequest, type SpawnOptions } from './exec.js';
 import { GuestFileSystem } from './file-system.js';
-import { frameError } from './guest-error.js';
+import { EPROTO, errnoOf, frameError } from './guest-error.js';
 import { GuestProcess } from './process.js';
-import { encodeFrame, FrameType, FrameWriter } from './protocol.js';
+import { encodeFrame, type Frame, FrameType, FrameWriter, RenewFlag, SEED_SIZE } from './protocol.js';
 import { checkSource } from './source.js';
 
 export interface AgentOptions {
@@ -16,6 +17,13 @@ export interface AgentOptions {
 
 export interface OperationOptions {
   readonly signal?: AbortSignal;
+}
+
+/** What a guest is called, apart from others that were restored from the same snapshot. What is not given stays. */
+export interface GuestIdentity {
+  readonly hostname?: string | undefined;
+  /** By number of the interface: 0 is eth0. As `52:54:00:12:34:56`. */
+  readonly macs?: ReadonlyMap<number, string> | undefined;
 }
 
 /**
@@ -96,22 +104,42 @@ export class Agent {
 
   /** Sets the guest's clock to the host's. */
   async syncTime({ signal }: OperationOptions = {}): Promise<void> {
-    const now = Date.now();
-    const nanoseconds = (now % 1000) * 1e6;
-    const frame = new FrameWriter(FrameType.setTime)
-      .u64(BigInt(Math.floor(now / 1000)))
-      .u32(nanoseconds)
-      .frame();
-    await this.#ask(frame, signal);
+    await this.#ask(putTime(new FrameWriter(FrameType.setTime)).frame(), signal);
   }
 
-  async #ask(frame: Buffer, signal: AbortSignal | undefined): Promise<void> {
+  /**
+   * Has a guest that was restored from a snapshot seed its random numbers anew, take the host's time, and the identity.
+   * @throws AgentError when it cannot, or is too old to know how.
+   */
+  async renew({ hostname = '', macs = new Map() }: GuestIdentity, { signal }: OperationOptions = {}): Promise<void> {
+    const frame = new FrameWriter(FrameType.renew).u32(RenewFlag.random | RenewFlag.time).bytes(randomBytes(SEED_SIZE));
+    putTime(frame).string(hostname, 'hostname').u32(macs.size);
+    for (const [index, mac] of macs) frame.u32(index).bytes(Buffer.from(mac.replaceAll(':', ''), 'hex'));
+    await this.#ask(frame.frame(), signal, (answer) => {
+      const why =
+        errnoOf(answer) === EPROTO
+          ? 'it came with an older tsvisor; boot the guest anew'
+          : frameError('ERR_GUEST_FILE', answer).message;
+      return new AgentError(`the guest's agent cannot give the restored guest an identity of its own: ${why}`);
+    });
+  }
+
+  async #ask(frame: Buffer, signal: AbortSignal | undefined, refused = refusal): Promise<void> {
     using connection = await request(this.#channel, frame, signal);
     const answer = await connection.expect();
-    if (answer.type === FrameType.ok) return;
-    const error = frameError('ERR_GUEST_FILE', answer);
-    throw error instanceof AgentError ? error : new AgentError(error.message);
+    if (answer.type !== FrameType.ok) throw refused(answer);
   }
+}
+
+function refusal(answer: Frame): AgentError {
+  const error = frameError('ERR_GUEST_FILE', answer);
+  return error instanceof AgentError ? error : new AgentError(error.message);
+}
+
+/** The host's time, in seconds and nanoseconds. */
+function putTime(frame: FrameWriter): FrameWriter {
+  const now = Date.now();
+  return frame.u64(BigInt(Math.floor(now / 1000))).u32((now % 1000) * 1e6);
 }
 
 class Deadline {

@@ -2,7 +2,12 @@ import { getSystemErrorMap } from 'node:util';
 import { AgentError, errnoName, GuestError } from '../errors.js';
 import { type Frame, FrameType, PayloadReader, violation } from './protocol.js';
 
-const EPROTO = 71;
+export const EPROTO = 71;
+
+/** The errno of an ERROR frame; undefined of what is none. */
+export function errnoOf({ type, payload }: Frame): number | undefined {
+  return type === FrameType.error && payload.length >= 4 ? payload.readUInt32LE(0) : undefined;
+}
 
 /** What an ERROR frame says, or else that the frame is not what was expected. */
 export function frameError(code: 'ERR_EXEC' | 'ERR_GUEST_FILE', frame: Frame): Error {

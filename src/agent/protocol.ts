@@ -44,6 +44,7 @@ export const FrameType = {
   ping: 0x30,
   shutdown: 0x31,
   setTime: 0x32,
+  renew: 0x33,
 
   started: 0x40,
   stdin: 0x41,
@@ -62,6 +63,10 @@ export const StatFlag = { noFollow: 1 } as const;
 export const MkdirFlag = { parents: 1 } as const;
 export const RemoveFlag = { recursive: 1, force: 2 } as const;
 export const WriteFlag = { hasMode: 1 } as const;
+export const RenewFlag = { random: 1, time: 2 } as const;
+
+/** Bytes of the seed that RENEW carries. */
+export const SEED_SIZE = 64;
 
 export interface Frame {
   readonly type: number;
@@ -76,7 +81,7 @@ export function violation(what: string): AgentError {
 /** Builds a frame. */
 export class FrameWriter {
   readonly #type: number;
-  readonly #parts: Buffer[] = [];
+  readonly #parts: Uint8Array[] = [];
 
   constructor(type: number) {
     this.#type = type;
@@ -93,6 +98,11 @@ export class FrameWriter {
     const part = Buffer.alloc(8);
     part.writeBigUInt64LE(BigInt.asUintN(64, value));
     this.#parts.push(part);
+    return this;
+  }
+
+  bytes(value: Uint8Array): this {
+    this.#parts.push(value);
     return this;
   }
 

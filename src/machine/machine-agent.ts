@@ -1,9 +1,9 @@
-import { Agent } from '../agent/agent.js';
+import { Agent, type GuestIdentity } from '../agent/agent.js';
 import { readGreeting } from '../agent/connection.js';
 import { AGENT_PORT } from '../agent/protocol.js';
 import type { VsockListener } from '../backends/vsock/listener.js';
-import type { Vsock } from '../backends/vsock/vsock.js';
-import { AgentError, UsageError } from '../errors.js';
+import type { VsockHost } from '../backends/vsock/vsock-host.js';
+import { AgentError, UsageError, VsockError } from '../errors.js';
 import { type Deferred, deferred } from './deferred.js';
 
 /** Milliseconds from a question to an agent that must be there by then: a boot on a busy host that interprets guests. */
@@ -19,6 +19,8 @@ export interface ReadyOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+type AgentVsock = Pick<VsockHost, 'connect' | 'listen' | 'driverUp'>;
+
 /** The agent of a machine's guest: it says itself when it is there, and is asked by connections to it. */
 export class MachineAgent {
   readonly agent: Agent;
@@ -26,15 +28,28 @@ export class MachineAgent {
   /** Settled while the agent is there. */
   #there: Deferred<void> = deferred();
   #over = false;
+  readonly #vsock: AgentVsock;
+  /** For renew(): nobody waits for anything there. */
+  readonly #fresh: Agent;
+  /** What the guest is to be given before anything is asked of it. */
+  #identity: GuestIdentity | undefined;
+  #renewing: Promise<void> | undefined;
 
-  /** @param check throws where it is no use to wait. */
-  constructor(vsock: Vsock, check: () => void) {
+  /**
+   * @param check throws where it is no use to wait.
+   * @param identity of a guest that goes on from a snapshot: it is there when it has taken that.
+   */
+  constructor(vsock: AgentVsock, check: () => void, identity?: GuestIdentity) {
+    this.#vsock = vsock;
+    this.#identity = identity;
     this.#listener = vsock.listen(AGENT_PORT);
     const ready = (signal?: AbortSignal) => {
       check();
       return this.ready({ signal });
     };
-    this.agent = new Agent((signal) => vsock.connect(AGENT_PORT, signal && { signal }), { ready });
+    const connect = (signal?: AbortSignal) => vsock.connect(AGENT_PORT, signal && { signal });
+    this.agent = new Agent(connect, { ready });
+    this.#fresh = new Agent(connect);
     void this.#accept();
   }
 
@@ -57,12 +72,24 @@ export class MachineAgent {
     }
   }
 
+  /** The guest runs. One of a snapshot has its agent running already: it is not waited for until it says so. */
+  async resumed(): Promise<void> {
+    if (!this.#identity) return;
+    try {
+      await this.#vsock.driverUp();
+      await this.#renew();
+      this.#settle();
+    } catch (error) {
+      const { cause } = error as Error;
+      if (error instanceof VsockError || cause instanceof VsockError) return; // it will say when it is there
+      this.#settle(error as Error);
+    }
+  }
+
   /** The machine has ended. */
   close(error: Error): void {
+    this.#settle(error);
     this.#over = true;
-    this.#there.reject(error);
-    this.#there = deferred();
-    this.#there.reject(error);
     void this.#listener.close();
   }
 
@@ -76,15 +103,40 @@ export class MachineAgent {
   async #greeted(stream: Parameters<typeof readGreeting>[0]): Promise<void> {
     try {
       const { closed } = await readGreeting(stream);
-      if (this.#over) return;
-      const there = deferred<void>(); // a new one: that of before may have been rejected
-      there.resolve();
-      this.#there.resolve();
-      this.#there = there;
+      await this.#renewing?.catch(() => {});
+      await this.#renew();
+      const there = this.#settle();
       await closed;
+      if (this.#over) return;
       if (this.#there === there) this.#there = deferred(); // it says so when it is there again
     } catch (error) {
-      this.#there.reject(error as Error); // of another version, say: it is no use to wait
+      this.#settle(error as Error); // of another version, say: it is no use to wait
     }
+  }
+
+  /** Tells those who wait and those who come later. */
+  #settle(error?: Error): Deferred<void> {
+    if (this.#over) return this.#there;
+    const there = deferred<void>(); // a new one: that of before may have been settled
+    for (const one of [this.#there, there]) {
+      if (error) one.reject(error);
+      else one.resolve();
+    }
+    this.#there = there;
+    return there;
+  }
+
+  /** Gives the guest its identity, once. */
+  #renew(): Promise<void> {
+    if (!this.#identity) return Promise.resolve();
+    this.#renewing ??= this.#fresh
+      .renew(this.#identity)
+      .then(() => {
+        this.#identity = undefined;
+      })
+      .finally(() => {
+        this.#renewing = undefined;
+      });
+    return this.#renewing;
   }
 }

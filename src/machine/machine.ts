@@ -3,6 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
+import type { GuestIdentity } from '../agent/agent.js';
 import type { ExecOptions, ExecResult, SpawnOptions } from '../agent/exec.js';
 import type { GuestFileSystem } from '../agent/file-system.js';
 import type { GuestProcess } from '../agent/process.js';
@@ -138,6 +139,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     Agent: typeof MachineAgent | undefined,
     origin: MachineOrigin | undefined,
     source: PageSourceThread | undefined,
+    identity: GuestIdentity | undefined,
   ) {
     super();
     this.#config = config;
@@ -163,7 +165,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     });
     const [vsockHere, vsockThere] = vsock ? link.openStream() : [];
     if (vsockHere) vsock?.attach(vsockHere);
-    this.#agent = vsock && Agent && new Agent(vsock, () => this.#mustRun());
+    this.#agent = vsock && Agent && new Agent(vsock, () => this.#mustRun(), identity);
     for (const stream of [serial, ...this.#ports.filter((port) => port.console).map((port) => port.stream)]) {
       this.#unread.set(stream, discardWhileUnread(stream));
     }
@@ -297,14 +299,14 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     options: RestoreOptions,
     machineOptions: MachineOptions,
   ): Promise<Machine> {
-    const { config, networks, portable, scratch } = await restoredConfig(state, folder, options);
+    const { config, networks, identity, portable, scratch } = await restoredConfig(state, folder, options);
     const { pages, prefetch = false, track = false } = options;
     let machine: Machine | undefined;
     let source: PageSourceThread | undefined;
     try {
       source = pages && (await openPageSource(pages, config.memory, prefetch));
       const origin = { layers, pages: source?.link, machine: state.machine, track };
-      machine = await Machine.#make(config, networks, machineOptions, origin, source);
+      machine = await Machine.#make(config, networks, machineOptions, origin, source, identity);
       machine.#portable = portable;
       return machine;
     } finally {
@@ -320,6 +322,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     options: MachineOptions,
     origin?: MachineOrigin,
     source?: PageSourceThread,
+    identity?: GuestIdentity,
   ): Promise<Machine> {
     const { signal } = options;
     const networks = await UserNetworks.open(networkConfigs);
@@ -328,7 +331,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     try {
       vsock = await openVsock(resolved, options);
       const agent = resolved.agent ? (await import('./machine-agent.js')).MachineAgent : undefined;
-      machine = new Machine(resolved, options, networks, vsock, agent, origin, source);
+      machine = new Machine(resolved, options, networks, vsock, agent, origin, source, identity);
       machine.#endOnAbort(signal);
       machine.#devices.place(await machine.#link.ready);
       signal?.throwIfAborted();
@@ -425,7 +428,11 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     this.#setState('paused');
   }
 
-  /** Goes on after pause(). @throws TsvisorError ERR_MACHINE_STATE when it is not paused. */
+  /**
+   * Goes on after pause(), or where a snapshot was taken: its agent, if it has one, then first seeds the guest's random
+   * numbers anew and sets its clock, host name and MAC addresses. ready(), exec() and what is like them wait for that.
+   * @throws TsvisorError ERR_MACHINE_STATE when it is not paused.
+   */
   async resume(): Promise<void> {
     this.#mustBe('paused', 'resume');
     if (this.#undecided) await this.#link.request({ command: 'release' });
@@ -433,6 +440,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     await this.#link.request({ command: 'resume' });
     this.#prefetch?.start();
     this.#setState('running');
+    void this.#agent?.resumed();
   }
 
   /**

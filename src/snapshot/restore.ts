@@ -1,6 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import type { GuestIdentity } from '../agent/agent.js';
 import { SnapshotError, UsageError } from '../errors.js';
 import { type ResolvedConfig, resolveConfig } from '../machine/config.js';
 import type { ConfigWithImages } from '../machine/default-guest.js';
@@ -19,12 +20,17 @@ import type { PageSourceConfig } from './page-source.js';
 export interface RestoreOptions {
   /** By drive: files in place of those that the snapshot refers to, and where the guest's writes go. */
   readonly drives?: readonly (DriveOverride | undefined)[];
-  /** As many as the machine had, of the same types. Default: user-mode networks without host forwards. */
+  /**
+   * As many as the machine had, of the same types. Default: user-mode networks without host forwards.
+   * A `mac` that is given the guest gets by its agent: that of networks[0] for eth0, and so on.
+   */
   readonly networks?: readonly NetworkConfig[];
   /** Another address of the guest's, and a Unix socket. */
   readonly vsock?: VsockConfig;
   /** The modules of the machine's own devices, as many as it had: they are code, and code is not in a snapshot. */
   readonly devices?: readonly DeviceModule[];
+  /** The guest's host name, by its agent: as gethostname() tells it, 1 to 64 letters, digits, dots and hyphens. */
+  readonly hostname?: string;
   /** Whether to note what is written from now on, for a differential snapshot. Default false. */
   readonly track?: boolean;
   /**
@@ -50,17 +56,20 @@ const FIELDS: FieldsOf<RestoreOptions> = {
   networks: true,
   vsock: true,
   devices: true,
+  hostname: true,
   track: true,
   verify: true,
   prefetch: true,
   pages: true,
 };
+const HOSTNAME = /^[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?$/;
 const DRIVE: FieldsOf<DriveOverride> = { file: true, overlay: true };
 
 /** A configuration for a machine that goes on from a snapshot. */
 export interface RestoredConfig {
   readonly config: ResolvedConfig;
   readonly networks: readonly NetworkConfig[];
+  readonly identity: GuestIdentity;
   /** The configuration, for the next snapshot. */
   readonly portable: object;
   /** A folder that goes with the machine. */
@@ -135,6 +144,7 @@ export async function restoredConfig(
     if (given) throw cause;
     throw new SnapshotError(`snapshot: its configuration: ${message}`, { cause });
   }
+  const identity = identityOf(resolved, options);
   let scratch: string | undefined;
   try {
     const places = await restoreDisks(state.disks, folder, overrides, async () => {
@@ -145,11 +155,22 @@ export async function restoredConfig(
     // A reset would boot whatever is there now.
     const bootable = boot !== undefined && Object.values(boot).every((file) => file === undefined || isUnchanged(file));
     const onReset = bootable ? resolved.onReset : 'end';
-    return { config: { ...resolved, drives, onReset }, networks, portable: portableConfig(whole), scratch };
+    return { config: { ...resolved, drives, onReset }, networks, identity, portable: portableConfig(whole), scratch };
   } catch (error) {
     if (scratch !== undefined) await rm(scratch, { recursive: true, force: true });
     throw error;
   }
+}
+
+function identityOf({ agent }: ResolvedConfig, { hostname, networks = [] }: RestoreOptions): GuestIdentity {
+  if (hostname !== undefined) {
+    if (typeof hostname !== 'string' || !HOSTNAME.test(hostname)) {
+      throw new UsageError(`hostname: '${hostname}' is not 1 to 64 letters, digits, dots and hyphens`);
+    }
+    if (!agent) throw new UsageError('hostname: the guest has no agent to set it; make the machine with agent: true');
+  }
+  const macs = networks.flatMap(({ mac }, index) => (mac === undefined ? [] : [[index, mac] as const]));
+  return { hostname, macs: new Map(macs) };
 }
 
 /** A configuration as JSON can hold it: what only a program or this host can give, and paths, are left out. */
@@ -224,8 +245,8 @@ function withSavedName(device: DeviceModule, saved: StateReader, index: number):
 function restoredVsock(saved: StateReader, given: VsockConfig | undefined): VsockConfig | undefined {
   if (given !== undefined) checkFields(given, 'vsock', { cid: true, socket: true });
   if (!saved.has('vsock')) {
-    if (given === undefined) return undefined;
-    throw new UsageError('vsock: the machine had none');
+    if (given !== undefined && saved.raw('agent') !== true) throw new UsageError('vsock: the machine had none');
+    return given; // the agent brings one
   }
   const before = saved.object('vsock');
   return { ...(before.has('cid') && { cid: before.number('cid', 0, 2 ** 32 - 1) }), ...given };

@@ -1,3 +1,4 @@
+import { randomInt } from 'node:crypto';
 import type { Duplex } from 'node:stream';
 import { UsageError, VsockError } from '../../errors.js';
 import {
@@ -20,8 +21,9 @@ const MAX_CONNECTIONS = 1024;
 const LARGE_BUFFER = 256 * 1024;
 const SMALL_BUFFER = 64 * 1024;
 const LARGE_BUFFERS = 128;
-/** Ports of connections that the host makes start here, where nobody listens. */
+/** Ports of connections that the host makes, where nobody listens. */
 const FIRST_PORT = 2 ** 30;
+const PORTS = 2 ** 31;
 const DEFAULT_TIMEOUT = 10_000;
 
 export interface VsockOptions {
@@ -49,8 +51,10 @@ export class VsockHost implements Vsock {
   #link: VsockLink | undefined;
   /** Streams that are not destroyed. */
   #streams = 0;
-  #nextPort = FIRST_PORT;
+  /** By chance: in a guest that goes on from a snapshot there may be sockets yet that refuse what comes from a port of before. */
+  #nextPort = FIRST_PORT + randomInt(PORTS);
   #driver = false;
+  #onDriverUp: (() => void)[] = [];
   /** No packet will come any more. */
   #unlinked = true;
   #end: Error | undefined;
@@ -86,6 +90,7 @@ export class VsockHost implements Vsock {
       driver: (up) => {
         this.#driver = up;
         this.#abortAll(new VsockError('vsock: the guest was reset'));
+        if (up) for (const resolve of this.#onDriverUp.splice(0)) resolve();
       },
       closed: () => {
         this.#unlinked = true;
@@ -97,6 +102,11 @@ export class VsockHost implements Vsock {
         for (const connection of waiting) connection.pump();
       },
     });
+  }
+
+  /** Resolves once the guest's driver runs. */
+  driverUp(): Promise<void> {
+    return this.#driver ? Promise.resolve() : new Promise((resolve) => this.#onDriverUp.push(resolve));
   }
 
   async connect(port: number, options: VsockConnectOptions = {}): Promise<VsockStream> {
@@ -173,7 +183,7 @@ export class VsockHost implements Vsock {
   #choosePort(remotePort: number): number {
     for (;;) {
       const port = this.#nextPort;
-      this.#nextPort = port + 1 === ANY_PORT ? FIRST_PORT : port + 1;
+      this.#nextPort = FIRST_PORT + ((port + 1 - FIRST_PORT) % PORTS);
       if (!this.#listeners.has(port) && !this.#connections.has(connectionKey(port, remotePort))) return port;
     }
   }

@@ -1,6 +1,7 @@
 import type { GuestIo } from '../../backends/guest-io.js';
 import type { VsockChannel } from '../../backends/vsock/channel.js';
 import { HEADER_SIZE, HOST_CID, MAX_PAYLOAD } from '../../backends/vsock/packet.js';
+import type { StateReader } from '../../state-reader.js';
 import type { DescriptorChain } from '../chain.js';
 import { feature, type VirtioContext, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
@@ -52,11 +53,10 @@ export class VirtioVsock implements VirtioModel {
   #delivered = 0;
   /** The channel was full: it says when it is not. */
   #full = false;
-  /** The driver is to be told that its connections are no more. */
+  /** The driver is to be told that its connections are no more; there was no buffer for that yet. */
   #transportReset = false;
-  /** It was told, and has not heard yet. */
-  #resetting = false;
-  #eventSentAt = 0;
+  /** The event queue's avail.idx from which on it has heard all that it was told. undefined: it has. */
+  #heardAt: number | undefined;
 
   constructor({ cid, channel, io, warn }: VsockOptions) {
     this.#cid = cid;
@@ -91,13 +91,11 @@ export class VirtioVsock implements VirtioModel {
   }
 
   #handleEvents(): void {
-    const queue = this.#queues[EVENT];
-    if (this.#resetting && !this.#transportReset && queue?.awaitNext() !== this.#eventSentAt) {
-      // The driver has given the event's buffer back: it has read it.
-      this.#resetting = false;
-      this.#receive();
-    }
     this.#sendEvent();
+    const queue = this.#queues[EVENT];
+    if (!queue || this.#heardAt === undefined || (queue.awaitNext() - this.#heardAt) & 0x8000) return;
+    this.#heardAt = undefined;
+    this.#receive();
   }
 
   reset(): void {
@@ -105,16 +103,23 @@ export class VirtioVsock implements VirtioModel {
     this.#queues = [];
     this.#waiting = undefined;
     this.#delivered = 0;
-    this.#transportReset = this.#resetting = false;
+    this.#transportReset = false;
+    this.#heardAt = undefined;
+  }
+
+  /** Connections are not saved: their other ends are not here any more when the guest goes on. */
+  save(): { heardAt: number | null } {
+    return { heardAt: this.#heardAt ?? null };
   }
 
   /**
-   * Connections are not saved: their other ends are not here any more when the guest goes on. Tells the guest that its connections were interrupted (section 5.10.6.7). Until it has heard, packets for it wait: it
+   * Tells the guest that its connections were interrupted (section 5.10.6.7). Until it has heard, packets for it wait: it
    * would take them for those of before.
    */
-  restore(): void {
+  restore(state: StateReader): void {
     if (this.#queues.length === 0) return;
-    this.#transportReset = this.#resetting = true;
+    if (state.raw('heardAt') !== null) this.#heardAt = state.number('heardAt', 0, 0xffff);
+    this.#transportReset = true;
     this.#sendEvent();
   }
 
@@ -164,7 +169,7 @@ export class VirtioVsock implements VirtioModel {
   /** As many packets as there are buffers at most. */
   #receive(): void {
     const queue = this.#queues[RECEIVE];
-    if (!queue || this.#resetting) return;
+    if (!queue || this.#transportReset || this.#heardAt !== undefined) return;
     for (;;) {
       const packet = this.#waiting ?? this.#channel.receive();
       if (!packet) {
@@ -213,7 +218,8 @@ export class VirtioVsock implements VirtioModel {
     const event = new Uint8Array(abi.virtio_vsock_event.sizeof); // VIRTIO_VSOCK_EVENT_TRANSPORT_RESET is 0
     queue.push(chain, chain.writable.write(0, event));
     this.#transportReset = false;
-    this.#eventSentAt = queue.awaitNext();
+    // Once it has given back the event's buffer, and those of events before that it has not read.
+    this.#heardAt = ((this.#heardAt ?? queue.awaitNext()) + 1) & 0xffff;
     queue.publish();
   }
 }

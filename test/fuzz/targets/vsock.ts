@@ -1,5 +1,6 @@
 import { VsockChannel } from '#dist/backends/vsock/channel.js';
 import { addon } from '#dist/kvm/addon.js';
+import { StateReader } from '#dist/state-reader.js';
 import { VirtioVsock } from '#dist/virtio/vsock/vsock.js';
 import type { Random } from '../../kvm/assist/random.js';
 import { HEADER, Messages, message, notice, packet, parsePacket } from '../../unit/vsock/packets.js';
@@ -105,7 +106,7 @@ class VsockSubject implements Subject {
       return 'the host writes garbage';
     }
     if (dice === 82) {
-      this.device.restore();
+      this.device.restore(new StateReader({ heardAt: random.chance(50) ? null : random.below(0x10000) }, 'device'));
       return 'the connections were interrupted';
     }
     return this.#events.fire(random) ? 'an event' : 'nothing';

@@ -186,6 +186,36 @@ describe('a process', () => {
   });
 });
 
+describe('a renewal', () => {
+  const error = (errno: number, subject: string) =>
+    new FrameWriter(FrameType.error).u32(errno).string(subject, '').frame();
+
+  it('that an older agent does not know is told so', async () => {
+    fake.says([hello(), error(71, 'the request breaks the protocol')], true);
+    await expect(fake.agent.renew({})).rejects.toMatchObject({
+      code: 'ERR_AGENT',
+      message: expect.stringMatching(/an identity of its own: it came with an older tsvisor; boot the guest anew/),
+    });
+  });
+
+  it.each<[string, Uint8Array, RegExp]>([
+    ['fails', error(19, 'eth1'), /identity of its own: eth1 .*ENODEV/],
+    ['is answered with nonsense', frame(FrameType.started, 1), /broke its protocol/],
+    ['is answered with half an error', frame(FrameType.error, 1), /broke its protocol/],
+  ])('that %s says why', async (_name, answer, message) => {
+    fake.says([hello(), answer], true);
+    await expect(fake.agent.renew({})).rejects.toMatchObject({
+      code: 'ERR_AGENT',
+      message: expect.stringMatching(message),
+    });
+  });
+
+  it('that is not answered is not waited for for ever', async () => {
+    fake.says([]);
+    await expect(fake.agent.renew({})).rejects.toMatchObject({ code: 'ERR_AGENT_TIMEOUT' });
+  });
+});
+
 describe('a tree', () => {
   let here: string;
   let outside: string;

@@ -11,6 +11,7 @@ import {
   MAX_PAYLOAD,
   OUTPUT_WINDOW,
   PROTOCOL_VERSION,
+  SEED_SIZE,
   STDIN_WINDOW,
 } from '#dist/agent/protocol.js';
 import { frame, hello } from '../../support/fake-agent.js';
@@ -48,6 +49,8 @@ describe('docs/agent-protocol.md, protocol.h and protocol.ts', () => {
     expect(text).toContain(`version ${PROTOCOL_VERSION}\n`);
     expect(header).toContain(`PROTOCOL_VERSION = ${PROTOCOL_VERSION}, AGENT_PORT = ${AGENT_PORT}`);
     expect(header).toContain(`MAX_PAYLOAD = ${MAX_PAYLOAD / 1024} * 1024, MAX_DATA = ${MAX_DATA / 1024} * 1024`);
+    expect(text).toContain(`${SEED_SIZE} bytes of random seed`);
+    expect(header).toContain(`SEED_SIZE = ${SEED_SIZE} `);
     expect(header).toContain(
       `STDIN_WINDOW = ${STDIN_WINDOW / 1024} * 1024, OUTPUT_WINDOW = ${OUTPUT_WINDOW / 1024} * 1024`,
     );
@@ -89,6 +92,18 @@ describe.runIf(process.getuid?.() === 0)('the agent under sanitizers', () => {
     return writer.string('/dev/null', 'path').frame();
   };
 
+  /** RENEW with two MACs, and how many it says there are. */
+  const renewal = ({ flags = 3, count = 2 }) =>
+    new FrameWriter(FrameType.renew)
+      .u32(flags)
+      .bytes(Buffer.alloc(SEED_SIZE))
+      .u64(1n)
+      .u32(0)
+      .string('name', '')
+      .u32(count)
+      .bytes(Buffer.alloc(2 * 10))
+      .frame();
+
   it.each<[string, Uint8Array[]]>([
     ['no hello', [frame(FrameType.ping)]],
     ['a huge frame', [Buffer.from([0, 0, 0, 0x80, 1, 0, 0, 0])]],
@@ -101,6 +116,11 @@ describe.runIf(process.getuid?.() === 0)('the agent under sanitizers', () => {
     ['a file in place of data', [hello(), path(FrameType.write, 0, 0), frame(FrameType.leave)]],
     ['a leave before the root', [hello(), encodeFrame(FrameType.unpack, Buffer.from('x\0')), frame(FrameType.leave)]],
     ['an impossible action', [hello(), frame(FrameType.shutdown, 2)]],
+    ['a renewal with unknown flags', [hello(), renewal({ flags: 4 })]],
+    ['a renewal with too few MACs', [hello(), renewal({ count: 3 })]],
+    ['a renewal with more MACs than can be', [hello(), renewal({ count: 2 ** 32 - 1 })]],
+    ['a renewal with more', [hello(), renewal({ count: 1 })]],
+    ['a cut renewal', [hello(), frame(FrameType.renew, 3, 0, 0)]],
   ])('answers %s with EPROTO', async (_name, bytes) => {
     expect(lastError(await exchange(Buffer.concat(bytes)))).toBe(EPROTO);
   });
@@ -109,6 +129,8 @@ describe.runIf(process.getuid?.() === 0)('the agent under sanitizers', () => {
     expect(lastError(await exchange(Buffer.concat([hello(9), frame(FrameType.ping)])))).toBe(93);
     expect(lastError(await exchange(Buffer.concat([hello(), frame(FrameType.shutdown, 0)])))).toBe(1);
     expect(lastError(await exchange(Buffer.concat([hello(), frame(FrameType.setTime, 1, 0, 0)])))).toBe(1);
+    for (const flags of [0, 1, 2, 3])
+      expect(lastError(await exchange(Buffer.concat([hello(), renewal({ flags })])))).toBe(1);
     const entry = (mode: number, name: string) =>
       new FrameWriter(FrameType.entry)
         .u32(mode)

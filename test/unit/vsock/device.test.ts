@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { VsockChannel } from '#dist/backends/vsock/channel.js';
 import { addon } from '#dist/kvm/addon.js';
+import { StateReader } from '#dist/state-reader.js';
 import * as abi from '#dist/virtio/generated/virtio.js';
 import { VirtioVsock } from '#dist/virtio/vsock/vsock.js';
 import { MachineRig } from '../../support/virtio/machine-rig.js';
@@ -363,20 +364,91 @@ describe('drivers that come and go', () => {
 });
 
 describe('5.10.6.7 Device Events', () => {
-  test('a restored device tells the guest that its connections are no more, once', () => {
-    const { event } = start();
-    device.restore(); // before there is a buffer
+  const restore = (saved: object = { heardAt: null }) => device.restore(new StateReader(saved, 'device'));
+  const wait = (op: number) => {
+    peer.write(fromHost({ op }));
+    rig.pump();
+  };
+
+  test('a restored device tells the guest that its connections are no more, once there is a buffer', () => {
+    const { rx, event } = start();
+    rx.send([4096]);
+    restore();
+    wait(Op.REQUEST);
+    expect(received(rx)).toEqual([]);
     event.send([8]);
     expect(event.completions()).toMatchObject([{ written: 4, data: new Uint8Array(8) }]);
+    expect(received(rx)).toEqual([]); // it may not have read that yet
     event.send([4]);
     expect(event.completions()).toEqual([]);
+    expect(received(rx)).toMatchObject([{ op: Op.REQUEST }]);
+    expect(device.save()).toEqual({ heardAt: null });
   });
 
-  test('an event before the restore leaves no trace after a reset', () => {
-    start();
-    device.restore();
+  test('packets for the guest wait until it has read the event, those of the guest do not', () => {
+    const { rx, tx, event } = start();
+    for (let i = 0; i < 8; i++) event.add([4]);
+    event.notify();
+    rx.send([4096]);
+    restore();
+    wait(Op.REQUEST);
+    event.notify(); // without a reason
+    rx.send([4096]);
+    tx.send([packet({ op: Op.RST })]);
+    peer.read();
+    expect(peer.packets).toMatchObject([{ op: Op.RST }]);
+    expect(received(rx)).toEqual([]);
+    expect(event.completions()).toHaveLength(1);
+    event.send([4]);
+    expect(received(rx)).toMatchObject([{ op: Op.REQUEST }]);
+  });
+
+  test('without event-idx just as well', () => {
+    driver.initialize({ features: 0n });
+    peer.agree();
+    rig.pump();
+    const [rx, , event] = driver.queues as [MockQueue, MockQueue, MockQueue];
+    for (let i = 0; i < 8; i++) event.send([4]);
+    rx.send([4096]);
+    restore();
+    wait(Op.REQUEST);
+    expect(received(rx)).toEqual([]);
+    event.send([4]);
+    expect(received(rx)).toMatchObject([{ op: Op.REQUEST }]);
+  });
+
+  test('saved before the guest has read an event, it tells of another and waits for both', () => {
+    const { rx, event } = start();
+    for (let i = 0; i < 8; i++) event.send([4]);
+    rx.send([4096]);
+    restore();
+    restore(device.save());
+    wait(Op.REQUEST);
+    expect(event.completions()).toHaveLength(2);
+    event.send([4]);
+    expect(received(rx)).toEqual([]);
+    event.send([4]);
+    expect(received(rx)).toMatchObject([{ op: Op.REQUEST }]);
+  });
+
+  test('a driver that starts anew has nothing to hear', () => {
+    start().event.send([4]);
+    restore();
+    const { rx, event } = start();
+    event.send([4]);
+    expect(event.completions()).toEqual([]);
+    rx.send([4096]);
+    wait(Op.REQUEST);
+    expect(received(rx)).toMatchObject([{ op: Op.REQUEST }]);
+  });
+
+  test('without a driver there is nobody to tell; a wrong state is refused', () => {
+    restore();
     const { event } = start();
     event.send([4]);
     expect(event.completions()).toEqual([]);
+    for (const heardAt of [undefined, -1, 65_536, 0.5, '1', {}]) {
+      expect(() => restore({ heardAt })).toThrow('heardAt');
+    }
   });
 });
