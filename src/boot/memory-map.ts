@@ -16,11 +16,11 @@ export interface MapEntry {
 /**
  * The e820 map (ACPI 6.4 section 15.1): conventional memory, the reserved KiB with the MP table after it, and RAM from
  * 1 MiB on. Nothing is said of 0xa0000..0x100000, the PC's video memory and ROMs, even where host memory lies behind
- * it, but of ACPI tables: they are reserved, not "ACPI reclaim", so that a kernel started later by kexec has them too.
+ * it, but of ACPI tables and the VM generation ID: they are reserved, not "ACPI reclaim", so that a kernel started later by kexec has them too.
  * @param acpi whether there are ACPI tables
  */
 export function memoryMap(memory: GuestMemory, acpi = false): MapEntry[] {
-  const { lowMemoryEnd, mpTableLimit, acpiTables, acpiTablesEnd, highMemoryStart } = layout;
+  const { lowMemoryEnd, mpTableLimit, acpiTables, highMemoryStart } = layout;
   const reservedEnd = lowMemoryEnd + mpTableLimit;
   const map: MapEntry[] = [];
   for (const { start, end } of contiguous(memory)) {
@@ -30,7 +30,7 @@ export function memoryMap(memory: GuestMemory, acpi = false): MapEntry[] {
     };
     add(0, lowMemoryEnd, E820_RAM);
     add(lowMemoryEnd, reservedEnd, E820_RESERVED);
-    if (acpi) add(acpiTables, acpiTablesEnd, E820_RESERVED);
+    if (acpi) add(acpiTables, highMemoryStart, E820_RESERVED);
     add(highMemoryStart, Number.MAX_SAFE_INTEGER, E820_RAM);
   }
   return map;

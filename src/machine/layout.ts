@@ -26,7 +26,9 @@ export const layout = {
   mpTableLimit: 0x400,
   /** ACPI tables, RSDP first: where the PC has its ROMs, and a kernel that is not told would search. */
   acpiTables: 0xe_0000,
-  acpiTablesEnd: 1 * MiB,
+  acpiTablesEnd: 0xf_f000,
+  /** A page of its own, reserved, with the 16 bytes of the VM generation ID. */
+  vmGenerationId: 0xf_f000,
   /** Where RAM goes on after the hole of the PC's video memory and ROMs. */
   highMemoryStart: 1 * MiB,
 
@@ -60,6 +62,8 @@ export const ports = {
 
 /** Global system interrupts (IOAPIC pins, equal to the ISA IRQ numbers below 16). */
 export const gsi = {
+  /** Edge-triggered: the VM generation ID has changed. COM2's on a PC, which there is none of here. */
+  vmGenerationId: 3,
   serial: 4,
   cmos: 8,
   /** Virtio devices from the first on, MMIO devices of users from the last back. */

@@ -1,4 +1,4 @@
-import { writeAcpiTables } from '../arch/x86_64/acpi/tables.js';
+import { renewGenerationId, writeAcpiTables } from '../arch/x86_64/acpi/tables.js';
 import { writeMpTable } from '../arch/x86_64/mptable.js';
 import { writeBootGdt, writeBootPageTables } from '../arch/x86_64/page-tables.js';
 import { agentArchive } from '../boot/agent-archive.js';
@@ -26,6 +26,7 @@ export async function loadGuest(
     commandLine: commandLine(config, flavour, devices),
     rsdp: acpi === 'off' ? undefined : writeAcpiTables(memory, { cpus, serial, virtio }),
   });
+  if (acpi !== 'off') renewGenerationId(memory);
   writeBootPageTables(memory);
   writeBootGdt(memory);
   if (acpi !== 'on') {

@@ -19,7 +19,6 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
     let machine = origin
       ? await VirtualMachine.restore(config, host, devices, origin)
       : await VirtualMachine.build(config, host, devices);
-    machine.ram.trackDirtyPages(origin?.track ?? false);
     using control = new Control(machine, origin ? 'paused' : 'created', host, devices, port, doorbell);
     post({ type: 'ready', devices: devices.places });
     let end: MachineEnd;

@@ -1,3 +1,4 @@
+import { renewGenerationId } from '../arch/x86_64/acpi/tables.js';
 import type { NestedAssist } from '../arch/x86_64/assist/nested-assist.js';
 import { shapeCpuid } from '../arch/x86_64/cpuid.js';
 import { setEntryState } from '../arch/x86_64/entry-state.js';
@@ -106,7 +107,7 @@ export class VirtualMachine implements Disposable {
     config: ResolvedConfig,
     host: HostServices,
     devices: UserDevices,
-    { layers, pages, machine: saved }: MachineOrigin,
+    { layers, pages, machine: saved, track }: MachineOrigin,
   ): Promise<VirtualMachine> {
     const state = new StateReader(saved, '');
     const attach: RamContents['attach'] = pages && ((regions) => new PageFaults(regions, pages, host));
@@ -115,16 +116,26 @@ export class VirtualMachine implements Disposable {
       restoreKvm(hardware, state);
     });
     try {
+      machine.ram.trackDirtyPages(track); // devices write to the guest's memory as they go on
       for (const byte of state.bytes('console', 0, CONSOLE_TAIL_SIZE)) host.consoleTail.put(byte);
       const saved = state.object('devices');
       restoreDevices(machine.ports, saved.object('ports'));
       restoreDevices(machine.mmio, saved.object('mmio'));
+      if (config.acpi !== 'off') machine.#tellOfRestore();
       machine.ram.check();
       return machine;
     } catch (error) {
       machine[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /** By the VM generation ID: a guest that knows of it seeds its random numbers anew. */
+  #tellOfRestore(): void {
+    const { vm, ram } = this.#hardware;
+    renewGenerationId(ram.memory);
+    vm.setIrqLine(gsi.vmGenerationId, true);
+    vm.setIrqLine(gsi.vmGenerationId, false);
   }
 
   /** @param load makes it ready to run, before its devices are there. */

@@ -124,7 +124,6 @@ export class SnapshotSubject implements Disposable {
       using devices = await UserDevices.load(config, host);
       const origin = { layers: snapshot.layers, machine: snapshot.state.machine, track: true };
       using machine = await VirtualMachine.restore(config, host, devices, origin);
-      machine.ram.trackDirtyPages(true);
       const timer = new Timer(host.events, () => host.finish({ reason: 'stopped', code: null, message: 'time is up' }));
       timer.arm(RUN);
       host.setRunning(true);

@@ -5,7 +5,9 @@ import {
   interrupt,
   ioPorts,
   memory32,
+  method,
   name,
+  notify,
   packaged,
   packageOf,
   resourceTemplate,
@@ -87,6 +89,20 @@ test('names and scopes, of the root and relative', () => {
       terms: [
         { kind: 'name', path: '_UID', value: 7 },
         { kind: 'name', path: '\\_S5_', value: 1 },
+      ],
+    },
+  ]);
+});
+
+test('methods that notify', () => {
+  expect(read(method('_EVT', 1, notify('VGEN', 0x80), notify('VGEN', 1))).terms()).toEqual([
+    {
+      kind: 'method',
+      path: '_EVT',
+      flags: 0b1001, // one argument, serialized
+      notifications: [
+        { path: 'VGEN', value: 0x80 },
+        { path: 'VGEN', value: 1 },
       ],
     },
   ]);

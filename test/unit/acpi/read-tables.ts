@@ -73,14 +73,24 @@ export interface Block {
   readonly terms: Term[];
 }
 
+/** A method that only notifies. */
+export interface Method {
+  readonly kind: 'method';
+  readonly path: string;
+  readonly flags: number;
+  readonly notifications: readonly { readonly path: string; readonly value: AmlValue }[];
+}
+
 /** A term of a definition block. */
-export type Term = Name | Block;
+export type Term = Name | Block | Method;
 
 const isName = (term: Term): term is Name => term.kind === 'name';
+const isMethod = (term: Term): term is Method => term.kind === 'method';
 
-/** The names among the terms, and the blocks. */
-export function sort(terms: readonly Term[]): { names: Name[]; blocks: Block[] } {
-  return { names: terms.filter(isName), blocks: terms.filter((term): term is Block => !isName(term)) };
+/** The names among the terms, the methods, and the blocks. */
+export function sort(terms: readonly Term[]): { names: Name[]; methods: Method[]; blocks: Block[] } {
+  const blocks = terms.filter((term): term is Block => !isName(term) && !isMethod(term));
+  return { names: terms.filter(isName), methods: terms.filter(isMethod), blocks };
 }
 
 /** Parses AML (section 20.2) as far as the DSDT goes. */
@@ -148,11 +158,25 @@ export class AmlReader {
   #term(): Term {
     const op = this.#byte();
     if (op === 0x08) return { kind: 'name', path: this.#path(), value: this.value() };
+    if (op === 0x14) return this.#method();
     const extended = op === 0x5b ? this.#byte() : 0;
     check(op === 0x10 || extended === 0x82, `no known term starts with 0x${op.toString(16)}`);
     const end = this.packageEnd();
     const path = this.#path();
     return { kind: op === 0x10 ? 'scope' : 'device', path, terms: this.terms(end) };
+  }
+
+  #method(): Method {
+    const end = this.packageEnd();
+    const path = this.#path();
+    const flags = this.#byte();
+    const notifications = [];
+    while (this.#at < end) {
+      check(this.#byte() === 0x86, 'a method does more than notify');
+      notifications.push({ path: this.#path(), value: this.value() });
+    }
+    check(this.#at === end, 'a method goes beyond its package');
+    return { kind: 'method', path, flags, notifications };
   }
 
   #path(): string {

@@ -1,8 +1,14 @@
 import { describe, expect, test } from 'vitest';
-import { type AcpiHardware, type VirtioSlot, writeAcpiTables } from '#dist/arch/x86_64/acpi/tables.js';
+import {
+  type AcpiHardware,
+  renewGenerationId,
+  type VirtioSlot,
+  writeAcpiTables,
+} from '#dist/arch/x86_64/acpi/tables.js';
+import { E820_RESERVED, memoryMap } from '#dist/boot/memory-map.js';
 import { SleepControl } from '#dist/devices/sleep-control.js';
 import { UsageError } from '#dist/errors.js';
-import { layout, ports } from '#dist/machine/layout.js';
+import { gsi, IOAPIC_PINS, layout, PAGE_SIZE, ports } from '#dist/machine/layout.js';
 import { MiB, ram } from '../../support/boot-images.js';
 import { AmlReader, readMadt, readResources, readTables, sort, type Table } from './read-tables.js';
 
@@ -28,10 +34,12 @@ function dsdt(hardware: Partial<AcpiHardware>) {
   const scope = sort(blocks[0]?.terms ?? []);
   expect(scope.names).toEqual([]);
   const devices = scope.blocks.map(({ kind, path, terms }) => {
-    const properties = new Map(sort(terms).names.map((name) => [name.path, name.value]));
-    expect([kind, properties.size]).toEqual(['device', terms.length]);
-    const resources = readResources(properties.get('_CRS') as Uint8Array);
-    return { path, hid: properties.get('_HID'), uid: properties.get('_UID'), resources };
+    const { names, methods } = sort(terms);
+    const properties = new Map(names.map((name) => [name.path, name.value]));
+    expect([kind, properties.size + methods.length]).toEqual(['device', terms.length]);
+    const crs = properties.get('_CRS') as Uint8Array | undefined;
+    const resources = crs ? readResources(crs) : [];
+    return { path, hid: properties.get('_HID'), uid: properties.get('_UID'), resources, properties, methods };
   });
   return { names, devices };
 }
@@ -186,12 +194,59 @@ describe('DSDT', () => {
     expect(clock?.resources).toEqual([{ kind: 'io', decode: 16, min: 0x70, max: 0x70, length: 2 }]);
   });
 
+  test('the VM generation ID: where it is, by both names that it goes by', () => {
+    const [device, ...others] = dsdt({}).devices.filter(({ path }) => path === 'VGEN');
+    expect(others).toEqual([]);
+    expect(device?.methods).toEqual([]);
+    expect(Object.fromEntries(device?.properties ?? [])).toEqual({
+      _HID: 'TSVG0001',
+      _CID: ['VM_Gen_Counter', 'VMGENCTR'],
+      _DDN: 'VM_Gen_Counter',
+      ADDR: [layout.vmGenerationId, 0],
+    });
+    // Section "How to implement": 8-byte aligned, in a page that nothing else is in and that the OS takes for no RAM.
+    expect(layout.vmGenerationId % PAGE_SIZE).toBe(0);
+    expect(layout.vmGenerationId).toBeGreaterThanOrEqual(layout.acpiTablesEnd);
+    const map = memoryMap(ram(2 * MiB), true);
+    expect(
+      map.some(
+        ({ start, end, type }) =>
+          start < layout.highMemoryStart && end > layout.vmGenerationId && type === E820_RESERVED,
+      ),
+    ).toBe(true);
+  });
+
+  test('an event device that notifies it of the interrupt, which is nobody else’s', () => {
+    const [device] = dsdt({}).devices.filter(({ hid }) => hid === 'ACPI0013');
+    const flags = { kind: 'interrupt', consumer: true, polarity: 'high', trigger: 'edge', sharing: 'exclusive' };
+    expect(device?.resources).toEqual([{ ...flags, gsis: [gsi.vmGenerationId] }]);
+    const oneArgumentSerialized = 0b1001;
+    expect(device?.methods).toEqual([
+      { kind: 'method', path: '_EVT', flags: oneArgumentSerialized, notifications: [{ path: 'VGEN', value: 0x80 }] },
+    ]);
+    const all = Object.values(gsi).flat();
+    expect(new Set(all).size).toBe(all.length);
+    expect(Math.max(...all)).toBeLessThan(IOAPIC_PINS);
+  });
+
   test('a device above 4 GiB or with a wrong interrupt is refused, not truncated', () => {
     const slot = slots(1)[0] as VirtioSlot;
     for (const wrong of [{ base: 2 ** 32 }, { base: -4096 }, { length: 2 ** 32 }, { gsi: -1 }, { gsi: 0.5 }]) {
       expect(() => tables({ virtio: [{ ...slot, ...wrong }] })).toThrow(RangeError);
     }
   });
+});
+
+test('a generation ID is another each time, and 16 bytes', () => {
+  const memory = ram(2 * MiB);
+  const ids = Array.from({ length: 4 }, () => {
+    renewGenerationId(memory);
+    return Buffer.from(memory.slice(layout.vmGenerationId, 16)).toString('hex');
+  });
+  expect(new Set(ids).size).toBe(4);
+  const { vmGenerationId: at } = layout;
+  expect(memory.slice(0, at).every((byte) => byte === 0)).toBe(true);
+  expect(memory.slice(at + 16, 2 * MiB - at - 16).every((byte) => byte === 0)).toBe(true);
 });
 
 test('too many devices are an error, with nothing written beyond the tables’ place', () => {
@@ -228,5 +283,5 @@ test('too many devices are an error, with nothing written beyond the tables’ p
   const ends = [...tables({ cpus, virtio }).found.values()].map(({ at, bytes }) => at + bytes.length);
   expect(ends.length).toBe(4);
   expect(Math.max(...ends)).toBeLessThanOrEqual(layout.acpiTablesEnd);
-  expect(dsdt({ cpus, virtio }).devices.length).toBe(virtio.length + 2);
+  expect(dsdt({ cpus, virtio }).devices.length).toBe(virtio.length + 4);
 });

@@ -15,6 +15,8 @@ const STRING_PREFIX = 0x0d;
 const SCOPE_OP = 0x10;
 const BUFFER_OP = 0x11;
 const PACKAGE_OP = 0x12;
+const METHOD_OP = 0x14;
+const NOTIFY_OP = 0x86;
 const ROOT_CHAR = 0x5c;
 const EXT_OP_PREFIX = 0x5b;
 const DEVICE_OP = 0x82;
@@ -66,6 +68,17 @@ export function scope(path: string, ...terms: Aml[]): Aml {
 /** Device(segment) { terms } */
 export function device(segment: string, ...terms: Aml[]): Aml {
   return [EXT_OP_PREFIX, DEVICE_OP, ...packaged([...nameString(segment), ...terms.flat()])];
+}
+
+/** Method(segment, argumentCount, Serialized) { terms }: one thread at a time. */
+export function method(segment: string, argumentCount: number, ...terms: Aml[]): Aml {
+  const SERIALIZED = 1 << 3;
+  return [METHOD_OP, ...packaged([...nameString(segment), argumentCount | SERIALIZED, ...terms.flat()])];
+}
+
+/** Notify(path, value) */
+export function notify(path: string, value: number): Aml {
+  return [NOTIFY_OP, ...nameString(path), ...integer(value)];
 }
 
 /** Package() { elements } */

@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import { UsageError } from '../../../errors.js';
 import { layout, ports } from '../../../machine/layout.js';
 import type { GuestMemory } from '../../../memory/guest-memory.js';
@@ -15,6 +16,7 @@ export interface AcpiHardware {
   readonly virtio: readonly VirtioSlot[];
 }
 
+const GENERATION_ID_SIZE = 16;
 const MAX_CPUS = 255;
 const HEADER_SIZE = 36; // ACPI 6.4 table 5.4
 const RSDP_SIZE = 36; // table 5.3
@@ -87,6 +89,11 @@ export function writeAcpiTables(memory: GuestMemory, hardware: AcpiHardware): nu
   const tables = [place(fadt(dsdt)), place(madt(cpus))];
   memory.write(layout.acpiTables, rsdp(place(xsdt(tables))));
   return layout.acpiTables;
+}
+
+/** Gives a machine with ACPI tables a VM generation ID that no other has. The guest hears of it by an interrupt. */
+export function renewGenerationId(memory: GuestMemory): void {
+  memory.write(layout.vmGenerationId, randomBytes(GENERATION_ID_SIZE));
 }
 
 /** Root System Description Pointer (section 5.2.5.3). */
