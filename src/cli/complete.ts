@@ -48,29 +48,29 @@ async function suggest(before: readonly string[], wantsOption: boolean): Promise
     return (choices[optionName] ?? []).map((choice) => [choice, '']);
   }
   const positionals = [...command.usage.matchAll(/[<[](\w+)/g)].map(([, word]) => word as string);
-  const words = wantsOption ? [] : await positionalOf(command, rest, positionals, choices, boolean);
-  if (words.length > 0) return words;
+  const words = wantsOption ? undefined : await positionalOf(command, rest, positionals, choices, boolean);
+  if (words) return words;
   return Object.keys(key)
     .filter((word) => word.length > 1 && !positionals.includes(word))
     .map((word): Suggestion => [`--${word}`, (meanings[word] ?? '').replace('__yargsString__:', '')]);
 }
 
-/** What the next word may be that belongs to no option. */
+/** What the next word may be that belongs to no option; nothing if it is a file, undefined if there is none. */
 async function positionalOf(
   { usage }: Command,
   rest: readonly string[],
   positionals: readonly string[],
   choices: Readonly<Record<string, readonly string[]>>,
   boolean: readonly string[],
-): Promise<Suggestion[]> {
+): Promise<Suggestion[] | undefined> {
   const takesValue = (word = '') =>
     word.startsWith('-') && !word.includes('=') && !boolean.includes(word.replace(/^--?/, ''));
   const given = rest.filter((word, index) => !word.startsWith('-') && !takesValue(rest[index - 1])).length;
   const wanted = positionals[given];
-  if (wanted === undefined) return [];
+  if (wanted === undefined) return undefined;
   if (wanted === 'name') return (await machineNames()).map((name) => [name, 'machine']);
   // bash takes NAME: for two words: there is nothing to offer after it.
-  if (usage.startsWith('cp ') && given < 2) return (await machineNames()).map((name) => [`${name}:`, 'machine']);
+  if (usage.startsWith('cp ')) return (await machineNames()).map((name) => [`${name}:`, 'machine']);
   return (choices[wanted] ?? []).map((choice) => [choice, '']);
 }
 

@@ -1,31 +1,36 @@
 import { spawn } from 'node:child_process';
 import { closeSync, openSync, writeFileSync } from 'node:fs';
 import { type ErrorData, errorFromData, errorToData, TsvisorError } from '../errors.js';
-import { buildDefaultGuest } from './default-guest.js';
 import { ERROR_EXIT } from './exit-codes.js';
 import type { MachineStatus } from './machines/control-protocol.js';
 import { checkName, generateName, MachineFolder } from './machines/machine-folder.js';
 import { olderPart } from './machines/rotating-log.js';
-import type { RunArguments } from './run.js';
 import { abortOnSignals } from './signals.js';
 
-/** Tells the child of a `run --detach` what it is: `FD:NAME`, the lock of its folder and its name. */
+/** Tells the child of a `--detach` what it is: `FD:NAME`, the lock of its folder and its name. */
 const VARIABLE = 'TSVISOR_DETACHED';
 const LOCK_FD = 3;
 
-type ChildMessage = { readonly started: MachineStatus } | { readonly failed: ErrorData };
+/** What is printed of a machine that was left behind. */
+export type Started = Pick<MachineStatus, 'name' | 'pid' | 'state'> &
+  Partial<MachineStatus> & {
+    /** Where it waits for what it is to run. */
+    readonly address?: string;
+  };
+
+type ChildMessage = { readonly started: Started } | { readonly failed: ErrorData };
 
 /** In the process that is left behind: the one that started it. */
 export interface DetachedParent {
   /** The name that the parent took for this process. */
   readonly folder: MachineFolder;
-  /** The guest runs: the parent returns. */
-  started(status: MachineStatus | undefined): void;
+  /** The guest runs, or is waited for: the parent returns. */
+  started(status: Started | undefined): void;
   /** The parent says why, and returns; or, when it has returned, this is kept for `tsvisor ps` and `logs`. */
   failed(error: unknown): Promise<void>;
 }
 
-/** @returns undefined if this process is not the child of a `run --detach`. */
+/** @returns undefined if this process is not the child of a `--detach`. */
 export function detachedParent(): DetachedParent | undefined {
   const { [VARIABLE]: name } = process.env;
   if (name === undefined || !process.send) return undefined;
@@ -72,23 +77,40 @@ export function keepFailure(folder: MachineFolder, message: string, exitCode: nu
   folder.release({ keep: [failure, consoleLog, olderPart(consoleLog), processLog] });
 }
 
-/** `run --detach`: starts the same command line in a session of its own and returns when its guest runs. */
-export async function startDetached(args: RunArguments): Promise<void> {
-  // Here, where its progress is seen.
-  await buildDefaultGuest(args);
+/** `--detach`: starts the same command line in a session of its own and returns when its guest runs. */
+export async function startDetached(args: { name?: string | undefined; json: boolean }): Promise<void> {
   using interrupt = abortOnSignals();
   const folder = await MachineFolder.claim(args.name ?? generateName());
+  const status = await startInFolder(folder, process.argv.slice(1), interrupt.signal);
+  const { name, address } = status;
+  const line = address === undefined ? name : `${name} ${address}`;
+  process.stdout.write(args.json ? `${JSON.stringify(status, null, 2)}\n` : `${line}\n`);
+}
+
+/**
+ * Starts a command line in a session of its own, and returns when its guest runs.
+ * @param folder of its machine: the process has it from now on.
+ * @throws what the process said, or the signal's reason; then it is gone, and its folder with it.
+ */
+export async function startInFolder(
+  folder: MachineFolder,
+  args: readonly string[],
+  signal: AbortSignal,
+  environment: NodeJS.ProcessEnv = process.env,
+): Promise<Started> {
+  if (signal.aborted) folder.release();
+  signal.throwIfAborted();
   const { name, processLog } = folder.paths;
   const log = openSync(processLog, 'wx', 0o600);
-  const child = spawn(process.execPath, process.argv.slice(1), {
+  const child = spawn(process.execPath, args, {
     detached: true, // a session of its own, without a terminal
     stdio: ['ignore', 'ignore', log, folder.lock, 'ipc'],
-    env: { ...process.env, [VARIABLE]: name },
+    env: { ...environment, [VARIABLE]: name },
   });
   closeSync(log);
   folder.abandon();
   const onAbort = () => child.kill('SIGTERM');
-  interrupt.signal.addEventListener('abort', onAbort);
+  signal.addEventListener('abort', onAbort);
   const outcome = await new Promise<ChildMessage>((resolve) => {
     child.on('message', (message: ChildMessage) => resolve(message));
     child.on('error', (error) => resolve({ failed: errorToData(error) }));
@@ -97,12 +119,13 @@ export async function startDetached(args: RunArguments): Promise<void> {
       resolve({ failed: errorToData(new TsvisorError('ERR_MACHINE_ENDED', why)) });
     });
   });
-  interrupt.signal.throwIfAborted();
-  if ('failed' in outcome) {
+  signal.removeEventListener('abort', onAbort);
+  if ('failed' in outcome || signal.aborted) {
     if (child.exitCode === null && child.signalCode === null)
       await new Promise((resolve) => child.on('close', resolve));
-    throw errorFromData(outcome.failed);
   }
+  signal.throwIfAborted();
+  if ('failed' in outcome) throw errorFromData(outcome.failed);
   child.unref();
-  process.stdout.write(args.json ? `${JSON.stringify(outcome.started, null, 2)}\n` : `${name}\n`);
+  return outcome.started;
 }

@@ -12,14 +12,23 @@ const POWER_OFF_MS = 10_000;
 /** A command's connection is lost a little before the machine is known to have ended, in milliseconds. */
 const END_MS = 2000;
 
+/** What there is besides the command. */
+export interface ForCommand {
+  /** What the guest does until it can be asked, as a person is told. */
+  readonly progress: string;
+  /** Whether the guest powers off after it. Otherwise its power is cut at once: nothing of it is to stay. */
+  readonly powersOff: boolean;
+}
+
 /**
- * `tsvisor run -- COMMAND`: boots the guest, runs the command as if it were one of this host, and powers the guest off.
+ * `tsvisor run -- COMMAND`: lets the guest run, runs the command as if it were one of this host, and ends the machine.
  * @param session headless, not run yet
  */
 export async function runGuestCommand(
   machine: Machine,
   session: Session,
   [command = '', ...args]: readonly string[],
+  { progress, powersOff }: ForCommand,
 ): Promise<{ code: number; end: MachineEnd }> {
   let onStart = () => {};
   const started = new Promise<void>((resolve) => {
@@ -29,14 +38,15 @@ export async function runGuestCommand(
   running.catch(() => {}); // awaited below
   try {
     await Promise.race([started, running]);
-    await booted(machine);
+    await answers(machine, progress);
     session.leaveSignals();
     const code = await runCommand((...call) => machine.spawn(...call), command, {
       args,
       stdin: true,
       keys: { x: { does: 'end the machine', run: () => session.stop(ESCAPE_EXIT) } },
     });
-    await session.powerOff(code, POWER_OFF_MS);
+    if (powersOff) await session.powerOff(code, POWER_OFF_MS);
+    else session.stop(code);
     return { code, end: (await running).end };
   } catch (error) {
     const result = await Promise.race([running, delay(END_MS, undefined, { ref: false })]);
@@ -51,7 +61,7 @@ export async function runGuestCommand(
   }
 }
 
-async function booted(machine: Machine): Promise<void> {
-  using _progress = new Progress('booting');
+async function answers(machine: Machine, progress: string): Promise<void> {
+  using _progress = new Progress(progress);
   await machine.ready();
 }

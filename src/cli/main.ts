@@ -12,6 +12,9 @@ const yargs: (args: readonly string[]) => Argv = createRequire(import.meta.url)(
 /** Options that may be given several times; of any other the last one counts. */
 const REPEATABLE = ['_', '--', 'command', 'drive', 'env', 'e', 'net', 'port'];
 
+/** Commands that take one for the guest. */
+const TAKE_COMMAND: readonly (string | undefined)[] = ['exec', 'run', 'restore'];
+
 function lastOfEach(args: Record<string, unknown>): void {
   for (const [name, value] of Object.entries(args)) {
     if (Array.isArray(value) && !REPEATABLE.includes(name)) args[name] = value.at(-1);
@@ -43,7 +46,7 @@ async function parserOf(args: readonly string[]): Promise<Argv> {
     .fail((message, error) => {
       // What yargs finds wrong has a message, in several lines; what a command throws comes as it is.
       if (!message && error) throw error;
-      const forGuest = wanted === 'exec' || wanted === 'run' ? '; a command for the guest goes after --' : '';
+      const forGuest = TAKE_COMMAND.includes(wanted) ? '; a command for the guest goes after --' : '';
       const text = message.replace(/\s+/g, ' ').trim();
       // yargs only says what else it might have been.
       const problem = text.startsWith('Did you mean') ? `there is no command '${wanted}'. ${text}` : text;

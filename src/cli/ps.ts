@@ -53,16 +53,16 @@ function failureOf(name: string): Listing {
 }
 
 function table(machines: readonly Listing[]): string {
-  const rows = machines.map(({ name, pid, state, exitCode, uptime, memory, cpus, kernel, message }) => [
+  const rows = machines.map(({ name, pid, state, exitCode, uptime, memory, cpus, kernel, snapshot, message }) => [
     name,
     String(pid ?? '-'),
     exitCode === undefined ? state : `${state} (${exitCode})`,
     uptime === undefined ? '-' : formatDuration(uptime),
     memory === undefined ? '-' : formatSize(memory),
     String(cpus ?? '-'),
-    kernel ?? message ?? '-',
+    snapshot ? `snapshot ${snapshot}` : (kernel ?? message ?? '-'),
   ]);
-  const all = [['NAME', 'PID', 'STATE', 'UPTIME', 'MEMORY', 'CPUS', 'KERNEL'], ...rows];
+  const all = [['NAME', 'PID', 'STATE', 'UPTIME', 'MEMORY', 'CPUS', 'FROM'], ...rows];
   const widths = all[0]?.map((_, column) => Math.max(...all.map((row) => row[column]?.length ?? 0))) ?? [];
   const line = (row: string[]) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join('  ');
   return all.map((row) => `${line(row).trimEnd()}\n`).join('');

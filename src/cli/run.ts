@@ -1,8 +1,8 @@
 import type { ArgumentsCamelCase, Argv } from 'yargs';
-import { LOG_LEVELS } from './log.js';
+import { hostOptions } from './host-options.js';
 
 export function builder(yargs: Argv) {
-  return yargs
+  const own = yargs
     .usage(
       '$0 run [options] [-- command..]\n\nBoot a Linux guest: with this terminal as its console, in the background (--detach), ' +
         'or for one command, whose exit code is this one’s',
@@ -70,22 +70,8 @@ export function builder(yargs: Argv) {
       type: 'boolean',
       default: false,
       describe: 'a guest reset ends the machine, not restarts it',
-    })
-    .option('name', {
-      type: 'string',
-      requiresArg: true,
-      describe: 'a name, by which exec, shell, cp, console, logs and stop find the machine',
-    })
-    .option('detach', {
-      alias: 'd',
-      type: 'boolean',
-      default: false,
-      describe: 'run in the background: print the name and return when the guest runs',
-    })
-    .option('json', { type: 'boolean', default: false, describe: 'with --detach: one JSON object on stdout' })
-    .option('stats', { type: 'string', requiresArg: true, describe: 'write timings and counters as JSON to this file' })
-    .option('timeout', { type: 'string', requiresArg: true, describe: 'end the machine after this many seconds' })
-    .option('log-level', { choices: LOG_LEVELS, default: 'silent' as const, describe: 'structured log on stderr' })
+    });
+  return hostOptions(own)
     .example('$0 run', 'boot the default guest to a shell; poweroff ends it')
     .example('$0 run --kernel vmlinux --initrd rootfs.cpio', 'boot your own; the console stays ttyS0')
     .example('$0 run --drive disk.img --drive file=data.img,readonly', 'with disks: /dev/vda, /dev/vdb')

@@ -12,8 +12,8 @@ import {
   type Connection,
   connectFile,
   connectSocket,
-  type parseStreams,
   type StreamRequest,
+  type StreamRequests,
 } from './streams.js';
 import { EscapeFilter, rawTerminal } from './terminal.js';
 
@@ -37,7 +37,7 @@ export interface SessionOptions {
 /** One machine of this process, until it ends or a signal, a client, the escape key, a closed stdout or the clock ends it. */
 export class Session {
   readonly #machine: Machine;
-  readonly #streams: ReturnType<typeof parseStreams>;
+  readonly #streams: StreamRequests;
   readonly #options: SessionOptions;
   readonly #connections: Connection[] = [];
   readonly #stopped = deferred<void>();
@@ -52,7 +52,7 @@ export class Session {
   #removeResize = () => {};
   #removeSignals = () => {};
 
-  constructor(machine: Machine, streams: ReturnType<typeof parseStreams>, options: SessionOptions) {
+  constructor(machine: Machine, streams: StreamRequests, options: SessionOptions) {
     this.#machine = machine;
     this.#streams = streams;
     this.#options = options;
@@ -103,6 +103,18 @@ export class Session {
     return this.ended;
   }
 
+  /** Does what ends the machine, if it succeeds. @param code what the process exits with then */
+  async endBy<T>(code: number, ending: () => Promise<T>): Promise<T> {
+    const before = this.#stopCode;
+    this.#stopCode ??= code;
+    try {
+      return await ending();
+    } catch (error) {
+      this.#stopCode = before;
+      throw error;
+    }
+  }
+
   /** @param onStart called when the guest runs */
   async run(onStart = () => {}): Promise<{ code: number; end: MachineEnd }> {
     this.#removeSignals = onSignals((code) => this.#onSignal(code));
@@ -110,7 +122,9 @@ export class Session {
     const timer = timeout && setTimeout(() => this.#stop(TIMEOUT_EXIT), timeout);
     try {
       await this.#connectAll();
-      await this.#machine.start();
+      const { state } = this.#machine;
+      if (state === 'created') await this.#machine.start();
+      else if (state === 'paused') await this.#machine.resume();
       this.#startedAt = performance.now();
       onStart();
       const end = await this.#machine.wait();

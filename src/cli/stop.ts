@@ -1,8 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ArgumentsCamelCase, Argv } from 'yargs';
 import { TsvisorError } from '../errors.js';
-import { ANSWER_MS, ControlClient, notFound } from './machines/control-client.js';
-import type { Ended } from './machines/control-protocol.js';
+import { ControlClient, notFound } from './machines/control-client.js';
+import { ANSWER_MS, type Ended } from './machines/control-protocol.js';
 import { checkName, holderOf, isRunning, listMachines, removeStale } from './machines/machine-folder.js';
 import { parseSeconds } from './number.js';
 import { Progress } from './progress.js';
@@ -63,9 +63,9 @@ async function stop(name: string, timeout: number, force: boolean): Promise<Part
     const { code } = error as NodeJS.ErrnoException;
     if (code !== 'ERR_MACHINE_ENDED' && code !== 'ERR_TIMEOUT' && code !== 'ERR_MACHINE_NOT_FOUND') throw error;
     if (isRunning(name) && code !== 'ERR_MACHINE_ENDED') {
-      if (!force) throw error;
+      if (!force && code === 'ERR_TIMEOUT') throw error;
       // The lock is held, so that its holder is alive, and the process of that number is that one.
-      if (holder && holderOf(name)?.pid === holder.pid) process.kill(holder.pid, 'SIGKILL');
+      if (holder && holderOf(name)?.pid === holder.pid) process.kill(holder.pid, force ? 'SIGKILL' : 'SIGTERM');
     }
     await untilGone(name);
     removeStale(name);
@@ -73,7 +73,8 @@ async function stop(name: string, timeout: number, force: boolean): Promise<Part
   }
 }
 
-async function untilGone(name: string): Promise<void> {
+/** Resolves when a machine's process is gone. @throws TsvisorError ERR_TIMEOUT */
+export async function untilGone(name: string): Promise<void> {
   for (const end = performance.now() + GONE_MS; isRunning(name); await delay(POLL_MS)) {
     if (performance.now() < end) continue;
     throw new TsvisorError('ERR_TIMEOUT', `machine ${name} does not end; tsvisor stop --force ${name} kills it`);

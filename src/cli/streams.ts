@@ -24,8 +24,21 @@ const MAX_SOCKET_PATH = 107;
 /** The port that is the guest's hvc0. */
 export const CONSOLE_PORT = 'hvc0';
 
+/** Those of a machine. */
+export interface StreamRequests {
+  readonly serial: StreamRequest;
+  readonly console: StreamRequest;
+  readonly ports: readonly (StreamRequest & { readonly name: string })[];
+}
+
+export interface StreamOptions {
+  readonly serial?: string | undefined;
+  readonly console: string;
+  readonly port: readonly string[];
+}
+
 /** Says what ttyS0, hvc0 and the named ports are connected to. @throws UsageError */
-export function parseStreams(args: { serial?: string | undefined; console: string; port: readonly string[] }) {
+export function parseStreams(args: StreamOptions): StreamRequests {
   const console = parseTarget('--console', args.console, ['stdio', 'none', 'file', 'socket']);
   const serialDefault = console.kind === 'stdio' ? 'none' : 'stdio';
   const serial = parseTarget('--serial', args.serial ?? serialDefault, ['stdio', 'none', 'file']);

@@ -65,6 +65,8 @@ export interface MachineOptions {
   readonly onLog?: (level: 'debug' | 'info' | 'warn', message: string) => void;
   /** Ends the machine at once when it aborts; create() then rejects with its reason. */
   readonly signal?: AbortSignal;
+  /** @internal Path of a Unix socket for its vsock, if it has one and the configuration names none. */
+  readonly vsockSocket?: string | undefined;
 }
 
 /** How to end a machine. */
@@ -239,7 +241,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
    * create().
    */
   static async restore(folder: string, options: RestoreOptions & MachineOptions = {}): Promise<Machine> {
-    const { onLog, signal, ...rest } = options;
+    const { onLog, signal, vsockSocket, ...rest } = options;
     signal?.throwIfAborted();
     if (rest.verify && rest.pages) throw new UsageError('verify: with pages there is no memory file to be verified');
     await using snapshot = await OpenSnapshot.open(folder, rest.pages ? 'state' : 'files');
@@ -247,6 +249,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     const machine = await Machine.#resurrect(snapshot.state, snapshot.layers, snapshot.path, rest, {
       ...(onLog && { onLog }),
       ...(signal && { signal }),
+      vsockSocket,
     });
     if (rest.prefetch) machine.#prefetch = snapshot.prefetch();
     if (rest.track) machine.#base = { path: snapshot.path, id: snapshot.state.id };
@@ -274,9 +277,9 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     address: string,
     options: ReceiveOptions & Omit<RestoreOptions, 'track' | 'verify' | 'prefetch' | 'pages'> & MachineOptions,
   ): Promise<Machine> {
-    const { key, timeout, onProgress, onListening, onLog, signal, ...rest } = options;
+    const { key, timeout, onProgress, onListening, onLog, signal, vsockSocket, ...rest } = options;
     const { receiveMachine } = await import('../migration/receive.js');
-    const machineOptions = { ...(onLog && { onLog }), ...(signal && { signal }) };
+    const machineOptions = { ...(onLog && { onLog }), ...(signal && { signal }), vsockSocket };
     return receiveMachine(address, {
       key,
       signal,
@@ -343,6 +346,16 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
       signal?.throwIfAborted();
       throw error;
     }
+  }
+
+  /** @internal What it is made of, every default filled in. */
+  get config(): ResolvedConfig {
+    return this.#config;
+  }
+
+  /** @internal Folders of files that go with it. */
+  get scratch(): readonly string[] {
+    return this.#scratch;
   }
 
   /** What it is doing now. */
@@ -748,11 +761,15 @@ function tell(emit: () => void): void {
 }
 
 /** The host's side of the configuration's vsock. Loaded only where there is one. */
-async function openVsock({ vsock }: ResolvedConfig, { onLog }: MachineOptions): Promise<VsockHost | undefined> {
+async function openVsock(
+  { vsock }: ResolvedConfig,
+  { onLog, vsockSocket }: MachineOptions,
+): Promise<VsockHost | undefined> {
   if (!vsock) return undefined;
   const { VsockHost } = await import('../backends/vsock/vsock-host.js');
   const limit = new RateLimit(WARNINGS_PER_MINUTE);
-  return VsockHost.open({ ...vsock, warn: (message) => onLog && limit.take() && onLog('warn', message) });
+  const { cid, socket = vsockSocket } = vsock;
+  return VsockHost.open({ cid, socket, warn: (message) => onLog && limit.take() && onLog('warn', message) });
 }
 
 /** Who gives a restored machine its memory. Loaded only where there is one. */

@@ -18,6 +18,7 @@ export async function captureDisks(
   drives: readonly ResolvedDrive[],
   mode: 'copy' | 'reference',
   into: string,
+  signal?: AbortSignal,
 ): Promise<DiskCapture[]> {
   const captured: DiskCapture[] = [];
   for (const [index, { file, overlay, readOnly }] of drives.entries()) {
@@ -25,10 +26,10 @@ export async function captureDisks(
       const files = overlay === undefined ? [file] : [file, overlay];
       captured.push({ kind: 'reference', files: files.map(referenceTo) });
     } else if (overlay === undefined) {
-      await copyFile(file, join(into, copyName(index, 'raw')));
+      await copyFile(file, join(into, copyName(index, 'raw')), signal);
       captured.push({ kind: 'raw', files: [] });
     } else {
-      await copyFile(overlay, join(into, copyName(index, 'overlay')));
+      await copyFile(overlay, join(into, copyName(index, 'overlay')), signal);
       captured.push({ kind: 'overlay', files: [referenceTo(file)] });
     }
   }
@@ -100,11 +101,11 @@ function copyIn(folder: string, index: number, kind: 'raw' | 'overlay'): string 
 }
 
 /** A sparse copy, sharing blocks where the file system can, and durable; the target must not exist. */
-async function copyFile(from: string, to: string): Promise<void> {
+async function copyFile(from: string, to: string, signal?: AbortSignal): Promise<void> {
   let target: FileHandle | undefined;
   try {
     target = await open(to, 'wx', 0o600);
-    await run('cp', ['--sparse=always', '--reflink=auto', '--', from, to]);
+    await run('cp', ['--sparse=always', '--reflink=auto', '--', from, to], { signal });
     await target.sync();
   } catch (cause) {
     const { stderr, message, code } = cause as NodeJS.ErrnoException & { stderr?: string };

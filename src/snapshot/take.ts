@@ -32,6 +32,8 @@ export interface SnapshotOptions {
   readonly track?: boolean;
   /** Whether the machine ends with the snapshot. Default false: it goes on. */
   readonly stop?: boolean;
+  /** Gives the snapshot up when it aborts, with its reason: nothing is left of it, and the machine goes on. */
+  readonly signal?: AbortSignal;
 }
 
 /** What was written. */
@@ -71,6 +73,7 @@ export async function takeSnapshot(
   if (existsSync(path) && (await readdir(path).catch(() => ['?'])).length > 0) {
     throw new SnapshotError(`${folder}: exists already; name a folder that does not`);
   }
+  options.signal?.throwIfAborted();
   const { base } = source;
   if (options.differential && !base) {
     throw new SnapshotError('snapshot: a differential one needs one before it, taken with track: true');
@@ -81,10 +84,17 @@ export async function takeSnapshot(
     return await write(source, temporary, path, options);
   } catch (error) {
     await rm(temporary, { recursive: true, force: true });
+    options.signal?.throwIfAborted();
     if (error instanceof TsvisorError) throw error;
-    const { code, message } = error as NodeJS.ErrnoException;
-    throw new SnapshotError(`${folder}: the snapshot cannot be written: ${code ?? message}`, { cause: error });
+    throw new SnapshotError(`${folder}: the snapshot cannot be written: ${reasonOf(error, path)}`, { cause: error });
   }
+}
+
+function reasonOf(error: unknown, path: string): string {
+  const { code, message } = error as NodeJS.ErrnoException;
+  if (code === 'ENOENT') return `there is no folder ${dirname(path)}`;
+  if (code === 'ENOSPC') return 'the disk is full';
+  return code ?? message;
 }
 
 async function write(
@@ -104,6 +114,7 @@ async function write(
       await writeFile(join(temporary, STATE_FILE), bytes, { flag: 'wx', mode: 0o600, flush: true });
       await memory.sync();
       await syncFolder(temporary);
+      options.signal?.throwIfAborted();
       await rename(temporary, path);
       await syncFolder(dirname(path));
     } catch (error) {
@@ -127,7 +138,7 @@ export async function capture(
   path: string,
   options: SnapshotOptions,
 ): Promise<{ state: SnapshotState; memoryBytes: number; pauseMs: number }> {
-  const { disks: mode = 'copy', differential = false, track = differential, stop = false } = options;
+  const { disks: mode = 'copy', differential = false, track = differential, stop = false, signal } = options;
   const parent = differential && base ? await parentFrom(path, base) : undefined;
   const began = performance.now();
   let pauseMs = 0;
@@ -136,7 +147,8 @@ export async function capture(
   let captured: SnapshotState['disks'];
   await link.request({ command: 'hold' });
   try {
-    captured = await captureDisks(config.drives, mode, disks);
+    captured = await captureDisks(config.drives, mode, disks, signal);
+    signal?.throwIfAborted();
     const pages = differential ? 'dirty' : 'all';
     saving?.();
     saved = savedBy(await link.request({ command: 'save', save: { fd: memory, pages, track } }));

@@ -1,13 +1,22 @@
 import { connect, type Socket } from 'node:net';
 import { type ErrorData, errorFromData, TsvisorError } from '../../errors.js';
-import { CONTROL_VERSION, type ControlMethod, type ControlMethods } from './control-protocol.js';
+import type { MigrationProgress } from '../../migration/options.js';
+import { ANSWER_MS, CONTROL_VERSION, type ControlMethod, type ControlMethods } from './control-protocol.js';
 import { LineReader } from './line-reader.js';
 import { isRunning, pathsOf } from './machine-folder.js';
 
 /** Bytes of an answer's line: a machine of this user is trusted with more than a client is. */
 const MAX_ANSWER = 2 ** 20;
-/** How long a machine may take to answer what it answers at once, in milliseconds. */
-export const ANSWER_MS = 5000;
+/** How to wait for an answer. */
+export interface RequestOptions {
+  /** In milliseconds; Infinity for what takes as long as it takes. Default: for what is answered at once. */
+  readonly timeout?: number;
+  readonly signal?: AbortSignal;
+  /** Whether the machine can give up what it was asked for: then it is waited until it has. Default false. */
+  readonly withdraw?: boolean;
+  /** Told how far it is, by a method that tells. */
+  readonly onProgress?: (progress: MigrationProgress) => void;
+}
 
 /** A connection to the process of a machine. */
 export class ControlClient implements Disposable {
@@ -40,13 +49,12 @@ export class ControlClient implements Disposable {
 
   /**
    * Asks, and waits for the answer.
-   * @param timeout in milliseconds; Infinity for what takes as long as it takes.
    * @throws what the machine answered; ERR_MACHINE_ENDED when it ends meanwhile; ERR_TIMEOUT; the signal's reason.
    */
   async request<M extends ControlMethod>(
     method: M,
     params: ControlMethods[M]['params'],
-    { timeout = ANSWER_MS, signal }: { timeout?: number; signal?: AbortSignal } = {},
+    { timeout = ANSWER_MS, signal, withdraw = false, onProgress }: RequestOptions = {},
   ): Promise<ControlMethods[M]['result']> {
     signal?.throwIfAborted();
     this.#socket.write(`${JSON.stringify({ version: CONTROL_VERSION, method, params })}\n`);
@@ -57,11 +65,15 @@ export class ControlClient implements Disposable {
         late = true;
         this.#socket.destroy();
       }, timeout);
-    const onAbort = () => this.#socket.destroy();
+    const onAbort = () => {
+      if (!withdraw) this.#socket.destroy();
+      else this.#socket.end().setTimeout(ANSWER_MS, () => this.#socket.destroy());
+    };
     signal?.addEventListener('abort', onAbort);
     try {
-      const line = await this.#lines.next();
-      signal?.throwIfAborted();
+      const line = await this.#answer(onProgress);
+      const done = withdraw && line?.startsWith('{"result"'); // before the machine heard of it
+      if (!done) signal?.throwIfAborted();
       if (late)
         throw new TsvisorError('ERR_TIMEOUT', `machine ${this.name} does not answer; tsvisor stop --force ends it`);
       if (line === undefined) throw new TsvisorError('ERR_MACHINE_ENDED', `machine ${this.name} has ended`);
@@ -71,6 +83,15 @@ export class ControlClient implements Disposable {
     } finally {
       if (timer) clearTimeout(timer);
       signal?.removeEventListener('abort', onAbort);
+    }
+  }
+
+  /** The line that is no progress. */
+  async #answer(onProgress: RequestOptions['onProgress']): Promise<string | undefined> {
+    for (;;) {
+      const line = await this.#lines.next();
+      if (!line?.startsWith('{"progress"')) return line;
+      onProgress?.(JSON.parse(line).progress);
     }
   }
 
@@ -92,7 +113,7 @@ export async function ask<M extends ControlMethod>(
   name: string,
   method: M,
   params: ControlMethods[M]['params'],
-  options?: { timeout?: number; signal?: AbortSignal },
+  options?: RequestOptions,
 ): Promise<ControlMethods[M]['result']> {
   using client = await ControlClient.connect(name);
   return await client.request(method, params, options);

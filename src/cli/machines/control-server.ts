@@ -1,7 +1,9 @@
 import { renameSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { errorToData, TsvisorError, UsageError } from '../../errors.js';
+import type { MigrationProgress } from '../../migration/options.js';
 import {
+  ANSWER_MS,
   CONTROL_VERSION,
   type ControlAnswer,
   type ControlMethod,
@@ -12,10 +14,19 @@ import {
 } from './control-protocol.js';
 import { LineReader } from './line-reader.js';
 
+/** Who asks. */
+export interface ControlCall {
+  /** Aborts when it does not wait any more. */
+  readonly signal: AbortSignal;
+  /** Tells it how far what it asked for is. */
+  readonly onProgress: (progress: MigrationProgress) => void;
+}
+
 /** What a machine does when it is asked; whatever it throws is the client's answer. */
 export type ControlHandlers = {
   readonly [M in Exclude<ControlMethod, 'console'>]: (
     params: ControlMethods[M]['params'],
+    call: ControlCall,
   ) => Promise<ControlMethods[M]['result']>;
 } & {
   /** Takes the connection over once its client has been told so. @throws TsvisorError when there is no console. */
@@ -31,7 +42,7 @@ export class ControlServer implements AsyncDisposable {
   readonly #clients = new Set<Socket>();
 
   private constructor(handlers: ControlHandlers) {
-    this.#server = createServer((client) => {
+    this.#server = createServer({ allowHalfOpen: true }, (client) => {
       this.#clients.add(client);
       client.on('error', () => {}); // it left in a hurry
       client.on('close', () => this.#clients.delete(client));
@@ -78,9 +89,21 @@ export class ControlServer implements AsyncDisposable {
   }
 }
 
+type Handler = (params: unknown, call: ControlCall) => Promise<unknown>;
+
 async function serve(client: Socket, handlers: ControlHandlers): Promise<void> {
   const lines = new LineReader(client, MAX_LINE);
   const tell = (answer: ControlAnswer) => client.write(`${JSON.stringify(answer)}\n`);
+  const gone = new AbortController();
+  const call: ControlCall = {
+    signal: gone.signal,
+    onProgress: (progress) => client.writableLength === 0 && tell({ progress }),
+  };
+  const onGone = () => gone.abort();
+  client.on('close', onGone).on('end', () => {
+    onGone();
+    setTimeout(() => client.destroy(), ANSWER_MS).unref();
+  });
   for (;;) {
     const idle = setTimeout(() => client.destroy(), IDLE_MS);
     let line: string | undefined;
@@ -108,7 +131,7 @@ async function serve(client: Socket, handlers: ControlHandlers): Promise<void> {
         takeOver(client, lines.rest());
         return;
       }
-      tell({ result: await (handlers[method] as (params: unknown) => Promise<unknown>)(params) });
+      tell({ result: await (handlers[method] as Handler)(params, call) });
     } catch (error) {
       const { name, code, message } = errorToData(error);
       tell({ error: { name, code, message } });
@@ -118,6 +141,7 @@ async function serve(client: Socket, handlers: ControlHandlers): Promise<void> {
 
 const isNumber = (value: unknown, min: number, max: number) =>
   typeof value === 'number' && value >= min && value <= max;
+const isBoolean = (value: unknown) => typeof value === 'boolean';
 const isSize = (value: unknown) => isNumber(value, 1, 65535) && Number.isInteger(value);
 
 /** Each method, and whether its parameters are what they should be. */
@@ -125,7 +149,15 @@ const CHECKS: Readonly<Record<ControlMethod, (params: Readonly<Record<string, un
   status: () => true,
   wait: () => true,
   ready: ({ timeout }) => isNumber(timeout, 0, 2 ** 31 - 1),
-  stop: ({ timeout, force }) => isNumber(timeout, 0, 2 ** 31 - 1) && typeof force === 'boolean',
+  stop: ({ timeout, force }) => isNumber(timeout, 0, 2 ** 31 - 1) && isBoolean(force),
+  snapshot: ({ folder, disks, differential, track, stop }) =>
+    typeof folder === 'string' &&
+    folder.startsWith('/') &&
+    !folder.includes('\0') &&
+    (disks === 'copy' || disks === 'reference') &&
+    [differential, track, stop].every(isBoolean),
+  migrate: ({ address, key, maxDowntime }) =>
+    typeof address === 'string' && typeof key === 'string' && isNumber(maxDowntime, 1, 2 ** 31 - 1),
   console: () => true,
   resize: ({ rows, columns }) => isSize(rows) && isSize(columns),
 };

@@ -23,7 +23,7 @@ import { errnoName, TsvisorError, UsageError } from '../../errors.js';
 import { addon } from '../../kvm/addon.js';
 
 /** Letters, digits and `_.-`, of which the first is a letter or digit: a file name, and no `:` (NAME:PATH). */
-const NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$/;
+export const NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$/;
 const LOCK = 'lock';
 /** Bytes of a Unix socket's path (struct sockaddr_un); Node cuts longer ones. */
 const MAX_SOCKET_PATH = 107;

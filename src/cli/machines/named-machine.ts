@@ -1,6 +1,5 @@
 import { resolve } from 'node:path';
 import { AgentError, TsvisorError } from '../../errors.js';
-import type { MachineConfig } from '../../machine/config.js';
 import type { Machine } from '../../machine/machine.js';
 import { ESCAPE_EXIT } from '../exit-codes.js';
 import type { Session } from '../session.js';
@@ -11,31 +10,38 @@ import { ControlServer } from './control-server.js';
 import type { MachineFolder } from './machine-folder.js';
 import { RotatingLog } from './rotating-log.js';
 
-export type NamedConfig = MachineConfig & { readonly memory: number; readonly cpus: number; readonly agent: boolean };
+/** Where a machine comes from. */
+export interface MachineSource {
+  /** Path of its kernel, or `default`. */
+  readonly kernel: string;
+  /** Path of the snapshot that it goes on from. */
+  readonly snapshot?: string;
+}
 
 /** What makes a machine of this process one that other processes find by its name. */
 export class NamedMachine implements AsyncDisposable {
   readonly #folder: MachineFolder;
   readonly #machine: Machine;
   readonly #session: Session;
-  readonly #config: NamedConfig;
+  readonly #source: MachineSource;
   readonly #log: RotatingLog;
   readonly #hub: ConsoleHub | undefined;
   readonly #detached: boolean;
   #server: ControlServer | undefined;
+  #ending: Promise<unknown> | undefined;
 
   private constructor(
     folder: MachineFolder,
     machine: Machine,
     session: Session,
-    config: NamedConfig,
+    source: MachineSource,
     detached: boolean,
   ) {
     this.#detached = detached;
     this.#folder = folder;
     this.#machine = machine;
     this.#session = session;
-    this.#config = config;
+    this.#source = source;
     this.#log = new RotatingLog(folder.paths.consoleLog);
     const { terminal } = session;
     this.#hub = terminal && new ConsoleHub(terminal, this.#log);
@@ -46,10 +52,10 @@ export class NamedMachine implements AsyncDisposable {
     folder: MachineFolder,
     machine: Machine,
     session: Session,
-    config: NamedConfig,
+    source: MachineSource,
     detached: boolean,
   ): Promise<NamedMachine> {
-    const named = new NamedMachine(folder, machine, session, config, detached);
+    const named = new NamedMachine(folder, machine, session, source, detached);
     await named.#listen();
     return named;
   }
@@ -60,7 +66,7 @@ export class NamedMachine implements AsyncDisposable {
       status: async () => this.status(),
       wait: () => session.ended,
       ready: async ({ timeout }) => {
-        if (!this.#config.agent) {
+        if (!this.#machine.config.agent) {
           const { name } = this.#folder.paths;
           throw new AgentError(`machine ${name} was started without an agent; start it with --agent`);
         }
@@ -68,9 +74,17 @@ export class NamedMachine implements AsyncDisposable {
         return {};
       },
       stop: ({ timeout, force }) => {
-        if (this.#config.agent && !force) return session.powerOff(ESCAPE_EXIT, timeout);
+        if (this.#machine.config.agent && !force) return session.powerOff(ESCAPE_EXIT, timeout);
         session.stop(ESCAPE_EXIT);
         return session.ended;
+      },
+      snapshot: ({ folder, ...options }, { signal }) => {
+        const save = () => this.#machine.snapshot(folder, { ...options, signal });
+        return options.stop ? this.#ends(session.endBy(ESCAPE_EXIT, save)) : save();
+      },
+      migrate: ({ address, key, maxDowntime }, call) => {
+        const options = { key: Buffer.from(key, 'base64'), maxDowntime, ...call };
+        return this.#ends(this.#machine.migrate(address, options));
       },
       console: () => {
         const hub = this.#hub;
@@ -88,7 +102,7 @@ export class NamedMachine implements AsyncDisposable {
   }
 
   status(): MachineStatus {
-    const { kernel, memory, cpus, agent, vsock } = this.#config;
+    const { memory, cpus, agent, vsock } = this.#machine.config;
     const { name } = this.#folder.paths;
     return {
       name,
@@ -97,15 +111,23 @@ export class NamedMachine implements AsyncDisposable {
       uptime: this.#session.uptime,
       memory,
       cpus,
-      kernel: kernel === undefined ? 'default' : resolve(kernel),
+      ...this.#source,
       agent,
       console: this.#hub !== undefined,
-      vsock: resolve((typeof vsock === 'object' && vsock.socket) || this.#folder.vsock),
+      vsock: resolve(vsock?.socket ?? this.#folder.vsock),
       detached: this.#detached,
     };
   }
 
+  /** What ends the machine: its client is answered before the connection goes. */
+  #ends<T>(ending: Promise<T>): Promise<T> {
+    this.#ending = ending;
+    return ending;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#ending?.catch(() => {});
+    await new Promise(setImmediate);
     await this.#server?.[Symbol.asyncDispose]();
     this.#log[Symbol.dispose]();
   }

@@ -15,6 +15,7 @@ process.env.XDG_RUNTIME_DIR = temporaryFolder();
 /** A machine that does nothing but answer. */
 class FakeMachine {
   stops: object[] = [];
+  givenUp = '';
   end = () => {};
   typed = '';
   console: Socket | undefined;
@@ -45,6 +46,15 @@ class FakeMachine {
       this.stops.push(params);
       this.end();
       return this.ended;
+    },
+    snapshot: async ({ folder }, { signal }) => {
+      await new Promise((resolve) => signal.addEventListener('abort', resolve));
+      this.givenUp = folder;
+      throw new TsvisorError('ERR_SNAPSHOT', 'given up');
+    },
+    migrate: async ({ key }, { onProgress }) => {
+      onProgress({ phase: 'pre-copy', round: key.length, bytesSent: 1, bytesRemaining: 2 });
+      return { downtimeMs: 1, totalMs: 2, rounds: 3, bytes: 4 };
     },
     console: () => (client, typed) => {
       this.console = client;
@@ -84,6 +94,8 @@ function rude(): Socket & { text: () => string; gone: Promise<void> } {
   const gone = new Promise<void>((resolve) => socket.on('close', () => resolve()));
   return Object.assign(socket, { text: () => text, gone });
 }
+
+const save = (folder: string) => ({ folder, disks: 'copy', differential: false, track: false, stop: false });
 
 const answerTo = async (line: string) => {
   const socket = rude();
@@ -130,6 +142,23 @@ describe('requests', () => {
     await expect(waiting).rejects.toMatchObject({ code: 'ERR_MACHINE_ENDED' });
   });
 
+  test('that can be given up are, before the client goes', async () => {
+    const reason = new Error('enough');
+    const controller = new AbortController();
+    setTimeout(() => controller.abort(reason), 20);
+    const params = { folder: '/x', disks: 'copy', differential: false, track: false, stop: false } as const;
+    const asked = ask('web', 'snapshot', params, { timeout: Infinity, signal: controller.signal, withdraw: true });
+    await expect(asked).rejects.toBe(reason);
+    expect(machine.givenUp).toBe('/x');
+  });
+
+  test('tell how far they are before their answer', async () => {
+    const onProgress = vi.fn();
+    const params = { address: 'unix:/x', key: 'four', maxDowntime: 300 };
+    expect(await ask('web', 'migrate', params, { onProgress })).toMatchObject({ rounds: 3 });
+    expect(onProgress.mock.calls).toEqual([[expect.objectContaining({ round: 4, bytesRemaining: 2 })]]);
+  });
+
   test('to a machine that is not there', async () => {
     await expect(ask('other', 'status', {})).rejects.toMatchObject({ code: 'ERR_MACHINE_NOT_FOUND' });
     await expect(ask('../x', 'status', {})).rejects.toMatchObject({ code: 'ERR_USAGE' });
@@ -146,6 +175,8 @@ describe('a client that keeps to nothing', () => {
     ['a method of Object', '{"version":1,"method":"constructor"}', /constructor/],
     ['parameters of the wrong kind', '{"version":1,"method":"stop","params":{"timeout":"1","force":true}}', /stop/],
     ['no parameters', '{"version":1,"method":"stop"}', /stop/],
+    ['half a path', `{"version":1,"method":"snapshot","params":${JSON.stringify(save('x'))}}`, /snapshot/],
+    ['a path with NUL', `{"version":1,"method":"snapshot","params":${JSON.stringify(save('/x\0'))}}`, /snapshot/],
     ['a size that is none', '{"version":1,"method":"resize","params":{"rows":0,"columns":1e9}}', /resize/],
   ];
   test.each(wrong)('is told: %s', async (_name, line, message) => {
