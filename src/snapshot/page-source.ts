@@ -74,7 +74,11 @@ export class PageSourceThread {
         : `this host gives no page faults (userfaultfd: ${errnoName(errno)})`,
     );
     const stop = this.#own(addon.eventfd(0), (errno) => `eventfd: ${errnoName(errno)}`);
-    this.link = { uffd, stop, channel: -1, timeout, prefetch };
+    const socketFailed = (errno: number) => `socketpair: ${errnoName(errno)}`;
+    const pair = addon.socketpair();
+    const [channel, there] = typeof pair === 'number' ? [pair, pair] : pair;
+    this.link = { uffd, stop, channel: this.#own(channel, socketFailed), timeout, prefetch };
+    this.#own(there, socketFailed); // the last: see #start()
   }
 
   /**
@@ -94,11 +98,7 @@ export class PageSourceThread {
   }
 
   async #start(data: Omit<PageSourceThreadData, 'channel'>): Promise<void> {
-    const pair = addon.socketpair();
-    if (typeof pair === 'number') throw new SnapshotError(`snapshot: pages: socketpair: ${errnoName(-pair)}`);
-    const [here, there] = pair;
-    this.#descriptors.push(here);
-    Object.assign(this.link, { channel: here });
+    const there = this.#descriptors.pop() as number;
     addon.release(there); // the thread closes it
     const worker = new Worker(new URL('./page-source-thread.js', import.meta.url), {
       name: 'tsvisor-pages',

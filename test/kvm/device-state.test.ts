@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -270,5 +270,64 @@ describeKvm('a machine is saved in the middle of a string instruction', () => {
     await using third = await writing;
     await third.resume();
     expect((await third.wait()).code).toBe(6);
+  });
+});
+
+describeKvm('a machine whose devices cannot be had again', () => {
+  const halt = 'mov al, 1\n out BOOT_TIMER, al\n again: hlt\n jmp again';
+  const image = (bytes: number) => {
+    const path = fresh();
+    writeFileSync(path, new Uint8Array(bytes));
+    return path;
+  };
+
+  test('is not restored on a drive of another size', async () => {
+    const path = fresh();
+    await using machine = await create(halt, { drives: [{ file: image(64 * 1024) }] });
+    await machine.snapshot(path);
+    await expect(Machine.restore(path, { drives: [{ file: image(128 * 1024) }] })).rejects.toMatchObject({
+      code: 'ERR_SNAPSHOT',
+      message: expect.stringMatching(
+        /^snapshot: blk0: .* has 131072 bytes, but the guest’s disk had 65536; give the file/,
+      ),
+    });
+    await using restored = await Machine.restore(path);
+    expect(restored.state).toBe('paused');
+  });
+
+  test('is not saved while a device of the program refuses; it and the device go on', async () => {
+    const path = fresh();
+    const moody = { module: 'test/support/devices/moody.js', name: 'moody' };
+    await using machine = await create(halt, { devices: [moody] });
+    await machine.start();
+    const device = machine.device('moody');
+    device.postMessage('throw');
+    const message = expect.stringMatching(/^device 'moody': its save\(\) threw Error: not now \(at /);
+    await expect(machine.snapshot(path)).rejects.toMatchObject({ code: 'ERR_DEVICE', message });
+    expect(existsSync(path)).toBe(false);
+    device.postMessage('ask');
+    expect(await once(device, 'message')).toEqual([2]);
+    expect((await machine.metrics()).state).toBe('running');
+    await machine.snapshot(path);
+    await using restored = await Machine.restore(path, { devices: [moody] });
+    restored.device('moody').postMessage('ask');
+    expect(await once(restored.device('moody'), 'message')).toEqual([3]);
+    await expect(Machine.restore(path, { devices: [{ ...moody, name: 'other' }] })).rejects.toMatchObject({
+      code: 'ERR_USAGE',
+      message: "devices[0].name: the machine had 'moody' there",
+    });
+    await expect(Machine.restore(path, { devices: [{ ...moody, export: 'Sulky' }] })).rejects.toMatchObject({
+      code: 'ERR_DEVICE',
+      message: expect.stringMatching(/^device 'moody': its restore\(\) threw Error: never again/),
+    });
+  });
+
+  test('may be closed while it is saved', async () => {
+    const path = fresh();
+    await using machine = await create(halt, { drives: [{ file: image(1 << 20), overlay: fresh() }] });
+    await machine.start();
+    const [saved] = await Promise.allSettled([machine.snapshot(path), machine.close()]);
+    expect(existsSync(path)).toBe(saved.status === 'fulfilled');
+    expect(readdirSync(folder).filter((name) => name.endsWith('.tmp'))).toEqual([]);
   });
 });

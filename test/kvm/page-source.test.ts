@@ -1,6 +1,8 @@
-import { copyFileSync, mkdirSync, rmSync } from 'node:fs';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { copyFileSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { pathToFileURL } from 'node:url';
 import { beforeAll, expect, test } from 'vitest';
 import { Machine, type PageSourceConfig } from '#dist/index.js';
 import { guestProgram } from '../support/guest-program.js';
@@ -12,7 +14,10 @@ const there = temporaryFolder();
 const module = new URL('./modules/pages.js', import.meta.url);
 const MiB = 2 ** 20;
 
-/** Writes its address into each of 512 pages, prints R, waits for a byte, and exits with 42 if the pages are right. */
+/**
+ * Writes its address into each of 512 pages and 42 at 5 MiB, prints R and waits for a byte. If the pages are right then, it
+ * exits with what is at 5 MiB, else with 13.
+ */
 const GUEST = guestProgram(`
     mov rdi, 0x200000
     mov rcx, 512
@@ -21,6 +26,7 @@ const GUEST = guestProgram(`
     add rdi, 4096
     dec rcx
     jnz fill
+    mov byte ptr [0x500000], 42
     mov dx, SERIAL + 3
     mov al, 3
     out dx, al
@@ -39,8 +45,9 @@ const GUEST = guestProgram(`
     jne wrong
     dec rcx
     jnz check
-    mov al, 42
-    out DEBUG_EXIT, al
+    mov esi, 0x500000
+    mov edx, DEBUG_EXIT
+    outsb
   wrong:
     mov al, 13
     out DEBUG_EXIT, al
@@ -123,6 +130,12 @@ describeKvm('memory of a restored machine from a page source', () => {
     }
   });
 
+  test('what an instruction does with memory that is lost goes nowhere', async () => {
+    await using machine = await restore(pagesOf({ fail: 'rejects', at: 5 * MiB }));
+    await go(machine);
+    expect(await machine.wait()).toMatchObject({ reason: 'page-source-failure' }); // not its exit code, 0
+  });
+
   test('a snapshot that waits for a source that fails is refused', async () => {
     await using machine = await restore(pagesOf({ fail: 'rejects', after: 5 }));
     await expect(machine.snapshot(join(there, 'never'))).rejects.toThrow(/the page source failed: the disk is gone/);
@@ -154,6 +167,19 @@ describeKvm('memory of a restored machine from a page source', () => {
     await expect(Machine.restore(stateOnly, { pages: pagesOf(), verify: true })).rejects.toThrow(/^verify: /);
   });
 
+  const mayNot = process.geteuid?.() === 0 && readFileSync('/proc/sys/vm/unprivileged_userfaultfd', 'latin1') === '0\n';
+  test.runIf(mayNot)('a user who may not have page faults is told what to do', () => {
+    const source = `
+      import { PageSourceThread } from ${JSON.stringify(pathToFileURL('dist/snapshot/page-source.js').href)};
+      process.seteuid(65534);
+      await PageSourceThread.open({ module: 'x.mjs' }, 4096, false).catch((e) => console.log(e.code, e.message));`;
+    const said = execFileSync(process.execPath, ['--input-type=module', '-e', source], { encoding: 'utf8' });
+    expect(said).toBe(
+      'ERR_SNAPSHOT snapshot: pages: this user may not have page faults of guests; run: sudo sysctl ' +
+        'vm.unprivileged_userfaultfd=1, or give the user access to /dev/userfaultfd\n',
+    );
+  });
+
   test.each(['never', 'spins'])('stop() and close() do not wait for a source that %s', async (fail) => {
     for (const end of ['stop', 'close'] as const) {
       const machine = await restore(pagesOf({ fail, after: 3 }, { timeout: 2 ** 31 - 1 }));
@@ -165,12 +191,24 @@ describeKvm('memory of a restored machine from a page source', () => {
     }
   });
 
+  test('nor does the end of the process', () => {
+    const pages = pagesOf({ fail: 'never', after: 3 }, { module: module.href });
+    const source = `
+      import { Machine } from ${JSON.stringify(pathToFileURL('dist/index.js').href)};
+      const machine = await Machine.restore(${JSON.stringify(stateOnly)}, { pages: ${JSON.stringify(pages)} });
+      await machine.resume();
+      machine.serial.write('x');
+      setTimeout(() => process.exit(7), 200);`;
+    const { status } = spawnSync(process.execPath, ['--input-type=module', '-e', source], { stdio: 'inherit' });
+    expect(status).toBe(7);
+  });
+
   test('close() does not wait for a source that does not close', async () => {
     const machine = await restore(pagesOf({}, { export: 'Clings' }));
     await machine.close();
   });
 
-  test('leaves no thread and no descriptor, however it ends', async () => {
+  test('leaves no thread and no descriptor, however it ends', { timeout: 120_000 }, async () => {
     const cycle = async () => {
       for (const fail of [undefined, 'rejects', 'exits', 'never', 'spins']) {
         const machine = await restore(pagesOf({ fail, after: 10 }, { timeout: 300 }));
@@ -184,7 +222,6 @@ describeKvm('memory of a restored machine from a page source', () => {
     };
     await cycle();
     const before = resources();
-    await cycle();
     await cycle();
     const after = resources();
     expect(after.descriptors).toBe(before.descriptors);

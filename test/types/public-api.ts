@@ -16,6 +16,7 @@ import {
   type MachineMetrics,
   type MachineState,
   type NetworkConfig,
+  type PageSource,
   type ProcessExit,
   TsvisorError,
   type UsageError,
@@ -204,3 +205,14 @@ export function kit(): void {
   // @ts-expect-error memory is in bytes
   machineTest({ memory: '64M' });
 }
+
+/** A page source, and its use. */
+export class Pages implements PageSource {
+  async read(offset: number, into: Uint8Array): Promise<number> {
+    return offset + into.length;
+  }
+}
+export const paged = () =>
+  Machine.restore('snapshot', { pages: { module: './pages.js', options: {} }, prefetch: true });
+// @ts-expect-error it has to say how many bytes it gave
+export const silent: PageSource = { read: async () => {} };

@@ -2,7 +2,7 @@
 import { open } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 
-/** options: the file, milliseconds that each answer takes, after how many reads what goes wrong. */
+/** options: the file, milliseconds that each answer takes, after how many reads or at which offset what goes wrong. */
 export default class FilePages {
   #reads = 0;
   #options;
@@ -14,9 +14,9 @@ export default class FilePages {
   }
 
   async read(offset, into) {
-    const { ms = 0, fail, after = 0 } = this.#options;
+    const { ms = 0, fail, after = 0, at } = this.#options;
     if (ms > 0) await delay(ms);
-    if (fail && this.#reads++ >= after) return failures[fail](into);
+    if (fail && this.#reads++ >= after && (at === undefined || at === offset)) return failures[fail](into);
     const file = await this.#file;
     return (await file.read(into, 0, into.length, offset)).bytesRead;
   }
