@@ -22,7 +22,7 @@ namespace {
 constexpr size_t kChunk = 65536;
 constexpr size_t kMaxAsked = 16;     // chunks under way: what they take is in the source's memory
 constexpr size_t kMaxFetched = 8;    // of them, such as nobody has touched
-constexpr size_t kHeader = 12;
+constexpr size_t kHeader = 16;       // so that what follows is aligned as memory is that is allocated
 constexpr uint32_t kData = 0;
 
 uint32_t Word(const uint8_t* bytes) {

@@ -21,8 +21,8 @@ namespace tsvisor {
 // .errno. regions is [[offset, Mapping], ...], what of the memory each holds; uffd, of userfaultfd() below; channel, a
 // non-blocking stream socket to who has the pages; stop, an eventfd that gives it up when it is written to; timeout, the
 // milliseconds that an answer may take; lost, a Uint8Array of 1: see below. The descriptors stay their opener's.
-//   channel out: the chunk's number. In: its number, 0 and its length, then as many bytes; or any number, 1 and the length
-//   of a text that says why there will be no more. Each number is a little-endian word of 32 bits.
+//   channel out: the chunk's number. In: its number, 0, its length and 0, then as many bytes; or any number, 1, the length
+//   of a text that says why there will be no more, and 0. Each number is a little-endian word of 32 bits.
 //   .fetch()   asks for all that is missing, a few chunks at a time, after those that are touched
 //   .missing   chunks that are not there; once it is 0, the memory is ordinary memory
 //   .failure   why it was given up, '' by stop; undefined while it was not

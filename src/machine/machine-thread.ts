@@ -1,13 +1,16 @@
 import { type MessagePort, parentPort } from 'node:worker_threads';
 import { errorToData } from '../errors.js';
 import { Control } from './control.js';
-import type { MachineEnd } from './end.js';
+import type { EndReason, MachineEnd } from './end.js';
 import { Hardware } from './hardware.js';
 import { HostServices } from './host-services.js';
 import type { MachineMessage, MachineThreadData } from './messages.js';
 import { runLoop } from './run-loop.js';
 import { UserDevices } from './user-devices/user-devices.js';
 import { VirtualMachine } from './virtual-machine.js';
+
+/** Ends after which nobody looks for the guest's last output: it is wanted no more, or its memory is lost. */
+const WITHOUT_OUTPUT: ReadonlySet<EndReason> = new Set(['stopped', 'migrated', 'page-source-failure']);
 
 /** Runs the guest until it ends for good; a reset powers it on again unless the configuration says otherwise. */
 async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
@@ -25,7 +28,7 @@ async function run(data: MachineThreadData, port: MessagePort): Promise<void> {
     for (;;) {
       end = host.reasonOfReset(runLoop(machine, host));
       const last = end.reason !== 'guest-reset' || config.onReset === 'end';
-      if (last && end.reason !== 'stopped' && end.reason !== 'migrated') host.keepOutput();
+      if (last && !WITHOUT_OUTPUT.has(end.reason)) host.keepOutput();
       machine[Symbol.dispose]();
       if (last) break;
       host.log('info', 'the guest reset itself: booting it again');

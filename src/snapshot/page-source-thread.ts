@@ -5,7 +5,7 @@ import type { PageSource, PageSourceMessage, PageSourceThreadData } from './page
 /** As addon/page_faults.h says of the channel. */
 const CHUNK = 65536;
 const WORD = 4;
-const HEADER = 3 * WORD;
+const HEADER = 4 * WORD;
 const DATA = 0;
 const FAILURE = 1;
 /** Characters of a reason. */

@@ -72,7 +72,7 @@ describe.skipIf(probe === -EPERM)('memory whose pages are given when they are to
     return Array.from({ length: count }, (_, i) => words.getUint32(4 * i, true));
   };
   const say = async (chunk: number, kind: number, bytes: Uint8Array, length = bytes.length) => {
-    const message = Buffer.concat([new Uint8Array(Uint32Array.of(chunk, kind, length).buffer), bytes]);
+    const message = Buffer.concat([new Uint8Array(Uint32Array.of(chunk, kind, length, 0).buffer), bytes]);
     for (let done = 0; done < message.length; await delay(1)) {
       done += Math.max(0, addon.write(channel, message, done, message.length - done));
     }
