@@ -182,7 +182,7 @@ describeKvm('a machine in the foreground', () => {
   test('has a name too, and its console is shared', async () => {
     const child = startCli(['run', '--name', 'here', '--kernel', says('output')]);
     const result = finish(child);
-    await until(async () => (await list()).length > 0);
+    await until(async () => (await list())[0]?.state === 'running');
     expect(await list()).toMatchObject([{ name: 'here', detached: false }]);
     await until(async () => (await cli(['logs', 'here'])).stdout === 'output');
     expect((await cli(['logs', '--process', 'here'])).stderr).toMatch(/not detached\n$/);
