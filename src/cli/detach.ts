@@ -3,7 +3,7 @@ import { closeSync, openSync, writeFileSync } from 'node:fs';
 import { type ErrorData, errorFromData, errorToData, TsvisorError } from '../errors.js';
 import { ERROR_EXIT } from './exit-codes.js';
 import type { MachineStatus } from './machines/control-protocol.js';
-import { checkName, generateName, MachineFolder } from './machines/machine-folder.js';
+import { cannotUse, checkName, generateName, MachineFolder } from './machines/machine-folder.js';
 import { olderPart } from './machines/rotating-log.js';
 import { abortOnSignals } from './signals.js';
 
@@ -100,8 +100,8 @@ export async function startInFolder(
 ): Promise<Started> {
   if (signal.aborted) folder.release();
   signal.throwIfAborted();
-  const { name, processLog } = folder.paths;
-  const log = openSync(processLog, 'wx', 0o600);
+  const { name } = folder.paths;
+  const log = openLog(folder);
   const child = spawn(process.execPath, args, {
     detached: true, // a session of its own, without a terminal
     stdio: ['ignore', 'ignore', log, folder.lock, 'ipc'],
@@ -128,4 +128,14 @@ export async function startInFolder(
   if ('failed' in outcome) throw errorFromData(outcome.failed);
   child.unref();
   return outcome.started;
+}
+
+/** @throws TsvisorError ERR_OUTPUT */
+function openLog(folder: MachineFolder): number {
+  try {
+    return openSync(folder.paths.processLog, 'wx', 0o600);
+  } catch (error) {
+    folder.release();
+    throw cannotUse(folder.paths.folder, error);
+  }
 }

@@ -234,7 +234,7 @@ function tryClaim(name: string): MachineFolder | undefined {
     }
   } catch (error) {
     closeSync(fd);
-    throw error;
+    throw cannotUse(folder, error);
   }
   closeSync(fd);
   return undefined;
@@ -270,6 +270,12 @@ function isOurs(folder: string): boolean {
 
 function isPrivate(stat: Stats): boolean {
   return stat.isDirectory() && stat.uid === process.geteuid?.() && (stat.mode & 0o077) === 0;
+}
+
+/** What is thrown for a file of a machine's folder that cannot be made or written, as on a full disk. */
+export function cannotUse(folder: string, error: unknown): unknown {
+  const { code, syscall } = error as NodeJS.ErrnoException;
+  return syscall === undefined ? error : failed(folder, `${syscall}: ${code}`);
 }
 
 function failed(folder: string, reason: string): TsvisorError {

@@ -7,7 +7,7 @@ import { CONSOLE_PORT } from '../streams.js';
 import { ConsoleHub } from './console-hub.js';
 import type { MachineStatus } from './control-protocol.js';
 import { ControlServer } from './control-server.js';
-import type { MachineFolder } from './machine-folder.js';
+import { cannotUse, type MachineFolder } from './machine-folder.js';
 import { RotatingLog } from './rotating-log.js';
 
 /** Where a machine comes from. */
@@ -55,9 +55,13 @@ export class NamedMachine implements AsyncDisposable {
     source: MachineSource,
     detached: boolean,
   ): Promise<NamedMachine> {
-    const named = new NamedMachine(folder, machine, session, source, detached);
-    await named.#listen();
-    return named;
+    try {
+      const named = new NamedMachine(folder, machine, session, source, detached);
+      await named.#listen();
+      return named;
+    } catch (error) {
+      throw cannotUse(folder.paths.folder, error);
+    }
   }
 
   async #listen(): Promise<void> {

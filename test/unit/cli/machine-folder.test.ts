@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -12,6 +12,7 @@ import {
   MachineFolder,
   pathsOf,
 } from '#dist/cli/machines/machine-folder.js';
+import { cliPath } from '../../support/cli.js';
 import { temporaryFolder } from '../../support/temporary-folder.js';
 
 const base = temporaryFolder();
@@ -130,6 +131,20 @@ test('a path that is too long for sockets is refused', async () => {
   process.env.XDG_RUNTIME_DIR = join(runtime, 'long'.repeat(20));
   mkdirSync(process.env.XDG_RUNTIME_DIR);
   await expect(MachineFolder.claim('web')).rejects.toMatchObject({ message: expect.stringMatching(/XDG_RUNTIME_DIR/) });
+});
+
+const namespace = ['--user', '--map-root-user', '--mount'];
+const mounts = spawnSync('unshare', [...namespace, 'true']).status === 0;
+
+test.runIf(mounts)('a full disk is told in one line, whichever file does not fit', () => {
+  for (const limit of ['nr_inodes=2', 'nr_inodes=3', 'nr_inodes=4', 'nr_inodes=5', 'size=4k']) {
+    const script = `mount -t tmpfs -o ${limit} tmpfs "$0" && { head -c 4096 /dev/zero >"$0/filler"; exec "$@"; }`;
+    const command = [process.execPath, cliPath, 'run', '--name', 'web', '--detach', '--kernel', '/none'];
+    const arguments_ = [...namespace, 'sh', '-c', script, runtime, ...command];
+    const { status, stderr } = spawnSync('unshare', arguments_, { encoding: 'utf8' });
+    expect(stderr.replace(/^sh: .*\n|^head: .*\n/gm, '')).toMatch(/^tsvisor: cannot use [^\n]*ENOSPC\n$/);
+    expect(status).toBe(73);
+  }
 });
 
 test('the list removes what killed processes left, and nothing else', async () => {
