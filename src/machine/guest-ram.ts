@@ -1,4 +1,4 @@
-import { KvmError, MemoryError } from '../errors.js';
+import { errnoName, MemoryError, SnapshotError } from '../errors.js';
 import type { Mapping } from '../kvm/addon.js';
 import {
   KVM_MEM_LOG_DIRTY_PAGES,
@@ -193,6 +193,8 @@ function mapLayer(mapping: Mapping, start: number, { fd, extents }: MemoryLayer)
     const to = Math.min(end, (page + count) * PAGE_SIZE);
     if (from >= to) continue;
     const result = mapping.mapOver(from - start, to - from, fd, from);
-    if (result < 0) throw new KvmError('mmap', -result, 'mapping changed guest memory', 'ERR_MEMORY');
+    if (result >= 0) continue;
+    const remedy = 'take a full one, or raise vm.max_map_count';
+    throw new SnapshotError(`snapshot: mapping the pages of a differential one: ${errnoName(-result)}; ${remedy}`);
   }
 }

@@ -22,7 +22,7 @@ const RUN = 3000;
 /** Milliseconds after which a case hangs. */
 const TIME_LIMIT = 60_000;
 
-/** A snapshot that is real, and a folder for those that are made of it. */
+/** A differential snapshot that is real, and a folder for those that are made of it. */
 export class SnapshotSubject implements Disposable {
   readonly state: Json;
   readonly #folder: string;
@@ -39,7 +39,7 @@ export class SnapshotSubject implements Disposable {
     const image = join(folder, 'image');
     writeFileSync(image, Buffer.alloc(2 ** 20));
     await using machine = await countingMachine({
-      drives: [{ file: image }, { file: image, readOnly: true }].slice(0, 1),
+      drives: [{ file: image }],
       networks: [{ type: 'frames' }],
       consolePorts: [{ name: 'hvc', console: true }, { name: 'port' }],
       vsock: true,
@@ -47,7 +47,9 @@ export class SnapshotSubject implements Disposable {
     });
     await machine.start();
     await countsOn(machine);
-    await machine.snapshot(join(folder, 'real'));
+    await machine.snapshot(join(folder, 'base'), { track: true });
+    await countsOn(machine);
+    await machine.snapshot(join(folder, 'real'), { differential: true });
     const crafted = join(folder, 'crafted');
     mkdirSync(crafted);
     for (const name of ['memory', 'disk-0.raw']) linkSync(join(folder, 'real', name), join(crafted, name));
