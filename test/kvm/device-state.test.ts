@@ -273,6 +273,40 @@ describeKvm('a machine is saved in the middle of a string instruction', () => {
   });
 });
 
+describeKvm('a device of the program', () => {
+  test('goes on with its count and its ticks', async () => {
+    const counter = { module: 'test/examples/counter/device.js', name: 'counter' };
+    const path = fresh();
+    await using machine = await create(
+      `
+      mov esi, 0xd1000000
+      mov dword ptr [rsi], 1000
+      mov dword ptr [rsi + 4], 1400
+      mov dword ptr [rsi + 0xc], 5000
+      mov al, 1
+      out BOOT_TIMER, al
+    again:
+      mov eax, [rsi + 8]           # its alarm
+      test eax, eax
+      jz again
+      mov eax, [rsi]
+      sub eax, 1400
+      add eax, 7
+      out DEBUG_EXIT, al
+      hlt`,
+      { devices: [counter] },
+    );
+    await machine.start();
+    while ((await machine.metrics()).milestones.init === undefined) await delay(5);
+    await machine.snapshot(path, { stop: true });
+    await using restored = await Machine.restore(path, { devices: [counter] });
+    const alarm = once(restored.device('counter'), 'message');
+    await restored.resume();
+    expect(await alarm).toEqual([{ alarm: 1400 }]);
+    expect((await restored.wait()).code).toBeGreaterThanOrEqual(7);
+  });
+});
+
 describeKvm('a machine whose devices cannot be had again', () => {
   const halt = 'mov al, 1\n out BOOT_TIMER, al\n again: hlt\n jmp again';
   const image = (bytes: number) => {

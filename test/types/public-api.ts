@@ -177,6 +177,14 @@ export class Dice extends MmioDevice<{ readonly sides: number }> {
     expectTypeOf(this.options).toEqualTypeOf<{ readonly sides: number }>();
     return offset + size;
   }
+
+  override save(): { readonly rolled: number } {
+    return { rolled: 1 };
+  }
+
+  override restore(state: unknown): void {
+    expectTypeOf(state).toBeUnknown();
+  }
 }
 
 export class Echo extends VirtioDevice {

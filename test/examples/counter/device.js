@@ -54,6 +54,21 @@ export default class Counter extends MmioDevice {
     this.ticker.cancel();
   }
 
+  /** The interrupt is saved without it. */
+  save() {
+    const { value, alarm, period, ringing } = this;
+    return { value, alarm, period, ringing };
+  }
+
+  /** @param {any} state of a snapshot, which may be anybody's */
+  restore({ value, alarm, period, ringing }) {
+    if (![value, alarm, period].every((n) => Number.isInteger(n) && n >= 0 && n < 2 ** 32)) {
+      throw new RangeError('value, alarm or period is no number of 32 bits');
+    }
+    Object.assign(this, { value, alarm, period, ringing: ringing === true });
+    if (period > 0) this.ticker.arm(period); // timers are not saved
+  }
+
   /** @param {number} by */
   count(by) {
     this.value = (this.value + by) >>> 0;
