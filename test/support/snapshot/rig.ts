@@ -40,9 +40,9 @@ export class Rig implements Disposable {
     this.#timer = new Timer(host.events, () => host.finish({ reason: 'stopped', code: null, message: '' }));
   }
 
-  /** Powers a guest program on, or a machine that was saved. */
+  /** Powers a guest program on, or a machine that was saved; without ACPI, and so without a new VM generation ID. */
   static async create(kernel: string, memory: number, saved?: Saved): Promise<Rig> {
-    const config = resolveConfig({ kernel, memory, serial: false });
+    const config = resolveConfig({ kernel, memory, serial: false, acpi: 'off' });
     const { buffer: consoleTail } = new ConsoleTail();
     const data = { config, doorbell: -1, serial: -1, consolePorts: [], networks: [], vsock: undefined, logs: false };
     const host = new HostServices({ ...data, consoleTail, origin: undefined }, () => {});
