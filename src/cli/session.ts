@@ -99,6 +99,11 @@ export class Session {
       this.#stopCode = code;
       const stopped = this.#machine.stop({ graceful: true, timeout });
       stopped.then(({ reason }) => reason === 'stopped' && this.#stopped.resolve(), this.#stopped.reject);
+    } else if (this.#stopping === 'gently') {
+      // Who asked before may have had more patience.
+      const timer = setTimeout(() => this.#stop(code), timeout);
+      const done = () => clearTimeout(timer);
+      this.ended.then(done, done);
     }
     return this.ended;
   }

@@ -149,6 +149,16 @@ describeKvm('a detached machine', () => {
     expect(names()).toEqual([]);
   });
 
+  test('whose guest does not power off has its power cut when the least patient says so', async () => {
+    await detach('deaf', silent(), '--agent');
+    const patient = connect(join(machines, 'deaf', 'control.sock'));
+    patient.write('{"version":1,"method":"stop","params":{"timeout":1000000,"force":false}}\n');
+    await once(patient, 'connect');
+    const stop = await cli(['stop', 'deaf', '--timeout', '0.5', '--json']);
+    expect(JSON.parse(stop.stdout)).toMatchObject({ reason: 'stopped', exitCode: 0 });
+    patient.destroy();
+  });
+
   test('goes on without its folder, and ends without harm to the next of its name', async () => {
     const first = await detach('lost', silent());
     rmSync(join(machines, 'lost'), { recursive: true });
