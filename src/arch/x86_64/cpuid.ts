@@ -7,7 +7,8 @@ const without = (value: number, ...bits: number[]) => bits.reduce((v, n) => v & 
 /**
  * Makes what KVM supports into what one vCPU reports: its own APIC id and topology (SDM 2A "CPUID"), and, where the
  * guest's kernel is interpreted, none of the features that would only send its kernel through slower or unimplemented
- * instructions there. User programs see the host's CPUID on such hosts whatever is set here.
+ * instructions there. User programs see the host's CPUID on such hosts whatever is set here, unless the CPU can be made to
+ * fault on CPUID.
  */
 export function shapeCpuid(cpuid: Cpuid, vcpu: number, vcpus: number, flavour: KvmFlavour): void {
   cpuid.update(1, 0, ({ ebx, ecx, edx }) => ({

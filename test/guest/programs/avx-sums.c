@@ -1,4 +1,4 @@
-// Keeps sums in all sixteen YMM registers (and, where the CPU has AVX-512, in ZMM16 to ZMM31 and a mask register) over
+// Keeps sums in all sixteen YMM registers (and, where the CPU has AVX-512, in ZMM registers and a mask register) over
 // many context switches. Prints "avx sums right" or which register is wrong. Two of these at once would spoil each
 // other's registers if a kernel or its monitor did not save them.
 #include <cpuid.h>
@@ -36,18 +36,21 @@ static void sums(const uint64_t (*start)[4], const uint64_t (*step)[4]) {
         "xmm12", "xmm13", "xmm14", "xmm15");
 }
 
-// The upper sixteen ZMM registers and k1 hold a value while the CPU is busy with something else.
+// ZMM registers of the lower and the upper sixteen (a state component each) and k1 hold a value while the CPU is busy
+// with something else.
 __attribute__((target("avx512f"))) static uint64_t hold(uint64_t seed) {
   uint64_t rounds = ROUNDS, mask;
   __asm__ volatile(
       "vpbroadcastq %2, %%zmm16; vpaddq %%zmm16, %%zmm16, %%zmm17; vpaddq %%zmm16, %%zmm17, %%zmm18\n"
       "vpaddq %%zmm16, %%zmm18, %%zmm30; vpaddq %%zmm16, %%zmm30, %%zmm31; kmovw %k2, %%k1\n"
+      "vpaddq %%zmm16, %%zmm31, %%zmm0; vpaddq %%zmm16, %%zmm0, %%zmm15\n"
       "1: dec %0; jnz 1b\n"
       "vmovdqu64 %%zmm16, 0(%3); vmovdqu64 %%zmm17, 64(%3); vmovdqu64 %%zmm18, 128(%3)\n"
       "vmovdqu64 %%zmm30, 192(%3); vmovdqu64 %%zmm31, 256(%3); kmovw %%k1, %k1\n"
+      "vmovdqu64 %%zmm0, 320(%3); vmovdqu64 %%zmm15, 384(%3)\n"
       : "+r"(rounds), "=r"(mask)
       : "r"(seed), "r"(wide)
-      : "memory", "cc", "xmm16", "xmm17", "xmm18", "xmm30", "xmm31", "k1");
+      : "memory", "cc", "xmm0", "xmm15", "xmm16", "xmm17", "xmm18", "xmm30", "xmm31", "k1");
   return mask & 0xffff;
 }
 
@@ -74,7 +77,7 @@ int main(void) {
       }
   if (has_avx512()) {
     uint64_t mask = hold(seed);
-    for (int n = 0; n < 5; n++)
+    for (int n = 0; n < 7; n++)
       for (int lane = 0; lane < 8; lane++)
         if (wide[n][lane] != seed * (n + 1)) {
           printf("wrong: zmm %d lane %d\n", n, lane);

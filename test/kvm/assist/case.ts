@@ -35,6 +35,10 @@ export interface Spec {
   readonly vectorRm?: boolean;
   /** What it yields depends on the privilege level: it is compared in user mode only. */
   readonly userOnly?: boolean;
+  /** Loads x87, SSE and extended state from its operand. */
+  readonly loads?: boolean;
+  /** Bits of EDX:EAX that it may yield natively because the host's own XCR0 has them, not the vCPU's. */
+  readonly hostBits?: bigint;
   /** Changes the random state before the run. */
   readonly arrange?: (draft: Draft, random: Random) => void;
 }

@@ -52,17 +52,40 @@ export class Executor implements Disposable {
   readonly interpreted = detectKvmFlavour() === 'interpreted';
   readonly #xsaveLength = this.guest.vm.checkExtension(abi.KVM_CAP_XSAVE2) || 4096;
   readonly xcr0: bigint;
+  /**
+   * Components that user mode has beyond those of XCR0: a nested KVM may run it with the host's own XCR0, which holds what
+   * no guest is offered, such as AMX. What the CPU does natively with those is not what it would do in this vCPU.
+   */
+  readonly hostOnly: bigint;
 
   constructor() {
     const leaf = this.guest.kvm.supportedCpuid().get(0xd);
     this.xcr0 = (BigInt(leaf?.edx ?? 0) << 32n) | BigInt(leaf?.eax ?? 3);
     this.guest.vcpu.setXcr0(this.xcr0);
+    this.hostOnly = this.#nativeXcr0() & ~this.xcr0;
+  }
+
+  #nativeXcr0(): bigint {
+    this.guest.enter(3, registers({ 1: 0n }, this.guest.load(Uint8Array.of(0x0f, 0x01, 0xd0)))); // xgetbv
+    const { regs } = this.guest.run();
+    return (regs.gpr(2) << 32n) | regs.gpr(0);
   }
 
   /** As the CPU does it, in user mode: that is native on every kind of host. */
   native(test: Case): Result {
     this.#prepare(test, 3);
     return this.#result(this.guest.run(), undefined);
+  }
+
+  /**
+   * The same for XRSTOR. Where it faults, CPUs may have loaded a part of the state (Linux, arch/x86/kernel/fpu/signal.c,
+   * restore_fpregs_from_user); complete() loads all of it or none, so the state is then the one that was there before.
+   */
+  nativeLoad(test: Case): Result {
+    const result = this.native(test);
+    if (result.outcome.kind !== 'fault') return result;
+    this.#prepare(test, 3);
+    return { ...result, xsave: this.#xsave() };
   }
 
   /** By complete() alone, on any host: the instruction itself is never given to KVM. */
@@ -120,8 +143,11 @@ export class Executor implements Disposable {
   #result(outcome: Outcome, kind: string | undefined): Result {
     const { guest } = this;
     const memory = guest.memory.slice(WINDOW.start, WINDOW.length).slice();
-    const xsave = guest.xsave().subarray(0, this.#xsaveLength);
-    return { outcome, memory, xsave, kind };
+    return { outcome, memory, xsave: this.#xsave(), kind };
+  }
+
+  #xsave(): Uint8Array {
+    return this.guest.xsave().subarray(0, this.#xsaveLength);
   }
 
   close(): void {

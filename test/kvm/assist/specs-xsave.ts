@@ -13,6 +13,8 @@ export interface Layout {
 const WIDTH = 0xb00;
 const COMPACTED = 1n << 63n;
 
+const ALL = 0xffff_ffff_ffff_ffffn;
+
 /** A subset of the bits, often all of them. */
 function subset(bits: bigint, random: Random): bigint {
   return random.chance(30) ? bits : bits & random.u64();
@@ -33,8 +35,8 @@ function withoutAvxAlone(bits: bigint): bigint {
 }
 
 /** An area to restore from: mostly valid, of either format, sometimes broken in one of the ways that raise #GP. */
-function arrangeArea(draft: Draft, random: Random, xcr0: bigint, canCompact: boolean): void {
-  requestMask(draft, withoutAvxAlone(subset(0xffff_ffff_ffff_ffffn, random)));
+function arrangeArea(draft: Draft, random: Random, xcr0: bigint, hostOnly: bigint, canCompact: boolean): void {
+  requestMask(draft, withoutAvxAlone(subset(ALL & ~hostOnly, random)));
   const at = draft.operand;
   if (at === undefined) return;
   const view = new DataView(draft.memory.buffer, draft.memory.byteOffset);
@@ -50,7 +52,8 @@ function arrangeArea(draft: Draft, random: Random, xcr0: bigint, canCompact: boo
     const formats = withoutAvxAlone(subset(xcr0, random)) & xcr0;
     present &= formats;
     if (random.chance(5)) present |= 1n << BigInt(random.pick([0, 1, 3, 4]));
-    view.setBigUint64(at + 520, formats | COMPACTED | (random.chance(5) ? 1n << BigInt(random.below(62)) : 0n), true);
+    const broken = random.chance(5) ? (1n << BigInt(random.below(62))) & ~hostOnly : 0n;
+    view.setBigUint64(at + 520, formats | COMPACTED | broken, true);
     if (random.chance(5)) view.setUint8(at + 528 + random.below(48), 1);
   } else {
     if (random.chance(5)) present |= 1n << BigInt(random.pick([0, 1, 3, 4, 9, 20, 40, 62]));
@@ -60,21 +63,25 @@ function arrangeArea(draft: Draft, random: Random, xcr0: bigint, canCompact: boo
   view.setBigUint64(at + 512, present, true);
 }
 
-/** @param xcr0 what is enabled. @param canCompact whether the CPU has XSAVEC. */
-export function xsaveSpecs(xcr0: bigint, canCompact: boolean): readonly Spec[] {
+/** @param xcr0 what is enabled. @param hostOnly what user mode has beyond it. @param canCompact whether the CPU has XSAVEC. */
+export function xsaveSpecs(xcr0: bigint, hostOnly: bigint, canCompact: boolean): readonly Spec[] {
   const common = { sizes: [4, 8], form: 'memory', width: WIDTH, core: 512, align: 64, fixed: [0, 2] } as const;
   const save = {
     ...common,
     writes: true,
-    arrange: (d: Draft, r: Random) => requestMask(d, subset(~0n & 0xffff_ffff_ffff_ffffn, r)),
+    arrange: (d: Draft, r: Random) => requestMask(d, subset(ALL & ~hostOnly, r)),
   };
-  const restore = { ...common, arrange: (d: Draft, r: Random) => arrangeArea(d, r, xcr0, canCompact) };
+  const restore = {
+    ...common,
+    loads: true,
+    arrange: (d: Draft, r: Random) => arrangeArea(d, r, xcr0, hostOnly, canCompact),
+  };
   return [
     { kind: 'xsave', opcode: [0x0f, 0xae], extension: 4, ...save },
     { kind: 'xsaveopt', opcode: [0x0f, 0xae], extension: 6, ...save },
     ...(canCompact ? [{ kind: 'xsavec', opcode: [0x0f, 0xc7], extension: 4, ...save }] : []),
     { kind: 'xrstor', opcode: [0x0f, 0xae], extension: 5, ...restore },
-    { kind: 'xgetbv', opcode: [0x0f, 0x01, 0xd0], form: 'none', arrange: arrangeXgetbv },
+    { kind: 'xgetbv', opcode: [0x0f, 0x01, 0xd0], form: 'none', hostBits: hostOnly, arrange: arrangeXgetbv },
   ];
 }
 

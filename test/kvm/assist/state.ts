@@ -2,6 +2,8 @@ import type { Executor } from './executor.js';
 import type { Random } from './random.js';
 
 const AVX = 4n;
+/** Rights of user mode, two bits for each protection key (SDM 1 13.5.7). */
+const PKRU = 9;
 
 /** A random x87, SSE and extended state: valid, with every component of XCR0 in use or not. */
 export function randomState(executor: Executor, random: Random): Uint8Array {
@@ -26,6 +28,13 @@ export function randomState(executor: Executor, random: Random): Uint8Array {
     const leaf = cpuid.get(0xd, component);
     if (!(executor.xcr0 & bit) || !leaf) continue;
     random.fill(area.subarray(leaf.ebx, leaf.ebx + leaf.eax));
+    if (component === PKRU) {
+      // Every page has key 0. Where KVM interprets the kernel, user mode runs with the host's CR4.PKE, so that PKRU counts.
+      area[leaf.ebx] = (area[leaf.ebx] as number) & ~3;
+      // Always in use: else KVM leaves the last one, and CPUs go on counting it in (SDM 1 13.6: XINUSE may stay 1).
+      used |= bit;
+      continue;
+    }
     // CPUs count AVX as in use when AVX-512 is.
     if (random.chance(80) && (component === 2 || used & AVX)) used |= bit;
     else area.fill(0, leaf.ebx, leaf.ebx + leaf.eax);

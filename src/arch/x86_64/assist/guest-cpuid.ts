@@ -3,12 +3,17 @@ import { KVM_GET_CPUID2 } from '../../../kvm/generated/abi.js';
 import { kvmIoctl } from '../../../kvm/kvm.js';
 import type { VcpuFd } from '../../../kvm/vcpu.js';
 
+/** The state component of the protection-key rights: a register of 4 bytes at the start of 8 (SDM 1 13.5.7). */
+export const PKRU = 9;
+
 /** One state component of the XSAVE area (SDM 1 13.5, CPUID leaf 0DH). */
 export interface Component {
   readonly number: number;
   /** In the standard format; the compacted one has no fixed places. */
   readonly offset: number;
   readonly size: number;
+  /** How many of its bytes are saved. */
+  readonly saved: number;
   /** Whether the compacted format puts it on a 64-byte boundary. */
   readonly aligned: boolean;
 }
@@ -40,7 +45,8 @@ export class GuestCpuid {
     for (let number = 2; number < 63; number++) {
       const leaf = cpuid.get(0xd, number);
       if (!leaf || leaf.eax === 0 || leaf.ecx & 1) continue;
-      components.push({ number, offset: leaf.ebx, size: leaf.eax, aligned: (leaf.ecx & 2) !== 0 });
+      const saved = number === PKRU ? 4 : leaf.eax;
+      components.push({ number, offset: leaf.ebx, size: leaf.eax, saved, aligned: (leaf.ecx & 2) !== 0 });
     }
     this.components = components;
   }

@@ -1,5 +1,6 @@
 import type { GuestCpu } from './cpu.js';
 import { generalProtection, Unsupported, undefinedOpcode } from './fault.js';
+import { PKRU } from './guest-cpuid.js';
 import { type Instruction, prefix } from './instruction.js';
 import type { Definition } from './opcode.js';
 import { access } from './page-walk.js';
@@ -10,7 +11,6 @@ const IA32_TSC = 0x10;
 const IA32_TSC_AUX = 0xc000_0103;
 /** CPUID.(7,0):EBX */
 const FEATURE_SMAP = 1 << 20;
-const PKRU = 9;
 
 /** STAC and CLAC (SDM 2B, 2A). */
 function setAc(value: bigint): (cpu: GuestCpu) => void {

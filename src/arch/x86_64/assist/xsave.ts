@@ -98,7 +98,7 @@ function save(kind: SaveKind): (cpu: GuestCpu, insn: Instruction) => void {
     for (const [component, offset] of kind.compacted ? compactedPlaces(components, rfbm) : standardPlaces(components)) {
       const bit = 1n << BigInt(component.number);
       if (rfbm & bit) end = Math.max(end, offset + component.size);
-      if (saved & bit) add(component.offset, component.offset + component.size, offset);
+      if (saved & bit) add(component.offset, component.offset + component.saved, offset);
     }
 
     const header = new DataView(new ArrayBuffer(kind.compacted ? 16 : 8));

@@ -67,7 +67,8 @@ export class ExtendedState {
     const cleared = this.#loaded & ~wanted;
     if (cleared) {
       // KVM keeps the old values of a component that leaves XSTATE_BV in its own image, and with AVX-512 in use AMD CPUs
-      // were seen to count AVX in again without writing it there: the old values came back. So they are overwritten first.
+      // were seen to count AVX in again without writing it there: the old values came back. PKRU it leaves alone by design
+      // (Linux, fpu_copy_uabi_to_guest_fpstate). So they are overwritten first.
       this.xstateBv = wanted | cleared;
       this.#set();
       this.xstateBv = wanted;
