@@ -278,9 +278,10 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     options: ReceiveOptions & Omit<RestoreOptions, 'track' | 'verify' | 'prefetch' | 'pages'> & MachineOptions,
   ): Promise<Machine> {
     const { key, timeout, onProgress, onListening, onLog, signal, vsockSocket, ...rest } = options;
-    const { receiveMachine } = await import('../migration/receive.js');
+    const { receiveMachine, ownFolders } = await import('../migration/receive.js');
     const machineOptions = { ...(onLog && { onLog }), ...(signal && { signal }), vsockSocket };
-    return receiveMachine(address, {
+    let own: readonly string[] = [];
+    const machine = await receiveMachine(address, {
       key,
       signal,
       drives: rest.drives ?? [],
@@ -290,9 +291,13 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
       prepare: async (state, drives) => {
         warmUp();
         await restoredConfig(state, '', { ...rest, drives });
+        own = ownFolders(state.disks);
       },
-      build: (state, drives, layer) => Machine.#resurrect(state, [layer], '', { ...rest, drives }, machineOptions),
+      build: (state, drives, layer) =>
+        Machine.#resurrect(state, [layer], '', { ...rest, drives }, machineOptions, true),
     });
+    machine.#scratch.push(...own);
+    return machine;
   }
 
   static async #resurrect(
@@ -301,6 +306,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     folder: string,
     options: RestoreOptions,
     machineOptions: MachineOptions,
+    moved = false,
   ): Promise<Machine> {
     const { config, networks, identity, portable, scratch } = await restoredConfig(state, folder, options);
     const { pages, prefetch = false, track = false } = options;
@@ -308,7 +314,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     let source: PageSourceThread | undefined;
     try {
       source = pages && (await openPageSource(pages, config.memory, prefetch));
-      const origin = { layers, pages: source?.link, machine: state.machine, track };
+      const origin = { layers, pages: source?.link, machine: state.machine, track, moved };
       machine = await Machine.#make(config, networks, machineOptions, origin, source, identity);
       machine.#portable = portable;
       return machine;
@@ -532,7 +538,10 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
         this.#undecided = true;
         this.#setState('paused');
       };
-      const source = { link: this.#link, config: this.#config, portable: this.#portable, undecided };
+      const leaveFiles = () => {
+        this.#scratch.length = 0;
+      };
+      const source = { link: this.#link, config: this.#config, portable: this.#portable, undecided, leaveFiles };
       const result = await migrateMachine(source, address, options);
       await this.wait();
       return result;

@@ -34,6 +34,8 @@ export interface MachineOrigin {
   readonly machine: unknown;
   /** Whether to note from now on which pages are written. */
   readonly track: boolean;
+  /** It goes on nowhere else, so that its guest need not hear of it. */
+  readonly moved?: boolean;
 }
 
 /** `created`: ready to start. */

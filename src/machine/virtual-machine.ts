@@ -107,7 +107,7 @@ export class VirtualMachine implements Disposable {
     config: ResolvedConfig,
     host: HostServices,
     devices: UserDevices,
-    { layers, pages, machine: saved, track }: MachineOrigin,
+    { layers, pages, machine: saved, track, moved }: MachineOrigin,
   ): Promise<VirtualMachine> {
     const state = new StateReader(saved, '');
     const attach: RamContents['attach'] = pages && ((regions) => new PageFaults(regions, pages, host));
@@ -121,7 +121,7 @@ export class VirtualMachine implements Disposable {
       const saved = state.object('devices');
       restoreDevices(machine.ports, saved.object('ports'));
       restoreDevices(machine.mmio, saved.object('mmio'));
-      if (config.acpi !== 'off') machine.#tellOfRestore();
+      if (config.acpi !== 'off' && !moved) machine.#tellOfRestore();
       machine.ram.check();
       return machine;
     } catch (error) {

@@ -69,6 +69,15 @@ export class FrameChannel {
     if (!room) await this.#until('drain');
   }
 
+  /** Sends a frame. Resolves when it is the kernel's: it goes on its way even if this process is killed now. */
+  sendNow(type: FrameType): Promise<void> {
+    const header = Buffer.alloc(HEADER);
+    header.writeUInt32LE(type, 0);
+    return new Promise((resolve, reject) => {
+      this.#socket.write(header, (error) => (error ? reject(this.#reason ?? lost()) : resolve()));
+    });
+  }
+
   /** Tells the other side why this one does not go on, if it can still be told, and ends the connection. */
   async refuse(why: string): Promise<void> {
     try {

@@ -1,9 +1,14 @@
 import { statSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { basename, dirname } from 'node:path';
 import { MigrationError } from '../errors.js';
 import type { DriveOverride } from '../snapshot/disks.js';
 import { isUnchanged } from '../snapshot/file-reference.js';
 import type { DiskCapture, FileReference } from '../snapshot/format.js';
 import { violation } from './channel.js';
+
+/** As mkdtemp makes them for a restored machine. */
+const OWN_FOLDER = /^tsvisor-(fork-)?[A-Za-z0-9]{6}$/;
 
 type Overrides = readonly (DriveOverride | undefined)[];
 
@@ -37,6 +42,13 @@ export function checkDrives(
       if (!isUnchanged(now)) notHere(index, now);
     }
   }
+}
+
+/** Folders with files of the machine's own (see RestoreOptions), which go with it from process to process. */
+export function ownFolders(disks: readonly DiskCapture[]): string[] {
+  const files = disks.flatMap(({ files }) => files).filter(isSameFile);
+  const folders = new Set(files.map(({ path }) => dirname(path)));
+  return [...folders].filter((folder) => dirname(folder) === tmpdir() && OWN_FOLDER.test(basename(folder)));
 }
 
 function image(files: readonly FileReference[], here: (file: FileReference) => string): string {

@@ -6,6 +6,9 @@ import type { DriveOverride } from '../snapshot/disks.js';
 import { type CheckedState, decodeState } from '../snapshot/format.js';
 import { formatAddress, parseAddress } from './address.js';
 import { ConnectionLost, FrameChannel, Refusal, unversioned, violation } from './channel.js';
+
+export { ownFolders } from './drives.js';
+
 import { checkDrives, drivesHere } from './drives.js';
 import { FrameType, versioned } from './frames.js';
 import { checkMilliseconds, DEFAULT_TIMEOUT, type MigrationCommon, type MigrationProgress } from './options.js';
@@ -60,8 +63,9 @@ export async function receiveMachine<M extends ReceivedMachine>(address: string,
     onListening?.(formatAddress(listener.address));
     return await receiver.result;
   } catch (error) {
-    if (!(error instanceof TsvisorError) || error.code === 'ERR_USAGE') throw error;
-    const why = error instanceof Refusal ? `the source gave up: ${error.message}` : error.message;
+    if (signal?.aborted || (error instanceof TsvisorError && error.code === 'ERR_USAGE')) throw error;
+    const { message } = error as Error;
+    const why = error instanceof Refusal ? `the source gave up: ${message}` : message;
     throw new MigrationError(`migration: ${why}`, { cause: error });
   } finally {
     signal?.removeEventListener('abort', abort);

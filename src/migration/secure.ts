@@ -23,6 +23,9 @@ const TLS = {
   ciphers: 'DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256',
 } as const satisfies TlsOptions;
 
+/** Milliseconds that a visitor with another key has to hear of it. */
+const GRACE = 1000;
+
 /** What a record fails with that the other side has encrypted with another key, there and here. */
 const WRONG_KEY = /BAD_RECORD_MAC|CIPHER_OPERATION_FAILED|DECRYPT/;
 
@@ -130,8 +133,10 @@ export class SecureListener {
     });
     server.on('connection', (socket) => socket.setKeepAlive(true, 5000));
     // Others, who do not even speak TLS, do not matter.
-    server.on('tlsClientError', (error: NodeJS.ErrnoException) => {
-      if (WRONG_KEY.test(error.code ?? '')) visitors.wrongKey(wrongKey(address));
+    server.on('tlsClientError', (error: NodeJS.ErrnoException, socket) => {
+      const wrong = WRONG_KEY.test(error.code ?? '');
+      setTimeout(() => socket.destroy(), wrong ? GRACE : 0); // it hears of it first
+      if (wrong) visitors.wrongKey(wrongKey(address));
     });
     return new Promise((resolve, reject) => {
       server.once('error', (error: NodeJS.ErrnoException) => {

@@ -9,7 +9,8 @@ import type { PageBatch, PagesStep } from '../machine/messages.js';
 import type { ThreadLink } from '../machine/thread-link.js';
 import { packageVersion } from '../package-version.js';
 import { captureDisks } from '../snapshot/disks.js';
-import { encodeState, type SnapshotState } from '../snapshot/format.js';
+import { isUnchanged } from '../snapshot/file-reference.js';
+import { type DiskCapture, encodeState, type SnapshotState } from '../snapshot/format.js';
 import { bootFiles } from '../snapshot/take.js';
 import { StateReader } from '../state-reader.js';
 import { type Address, parseAddress } from './address.js';
@@ -24,7 +25,7 @@ import {
   type MigrationResult,
 } from './options.js';
 import { outcome } from './outcome.js';
-import { type ProcessIdentity, readIdentity } from './process-identity.js';
+import { isAlive, type ProcessIdentity, readIdentity } from './process-identity.js';
 import { connectSecurely, keyBytes } from './secure.js';
 import { stages } from './stages.js';
 
@@ -55,6 +56,8 @@ export interface MigrationSource {
   readonly portable: object;
   /** It stays stopped: nobody knows whether the target runs it. */
   undecided(): void;
+  /** It has moved to another process of this host, with files that were its own. */
+  leaveFiles(): void;
 }
 
 /**
@@ -80,9 +83,11 @@ export async function migrateMachine(
   try {
     return await migration.run();
   } catch (error) {
-    if (!(error instanceof TsvisorError)) throw error; // the signal's reason
-    if (error.code === 'ERR_MACHINE_STATE') throw error; // it has ended meanwhile, or never ran
-    throw new MigrationError(`migration: ${error.message}`, { cause: error });
+    if (error === signal?.reason) throw error;
+    if (source.link.over) throw error; // it has ended meanwhile
+    const { message } = error as Error;
+    const why = error instanceof Refusal ? `the target refused: ${message}` : message;
+    throw new MigrationError(`migration: ${why}`, { cause: error });
   }
 }
 
@@ -108,6 +113,8 @@ class Migration {
   #sending = 0;
   #stopped = 0;
   #target: ProcessIdentity | undefined;
+  /** As the guest left them. */
+  #disks: readonly DiskCapture[] = [];
 
   constructor(source: MigrationSource, settings: Settings) {
     this.#source = source;
@@ -179,6 +186,7 @@ class Migration {
     await link.request({ command: 'handOver' });
     await stages.reached('source: disks handed over');
     const disks = await captureDisks(config.drives, 'reference', '');
+    this.#disks = disks;
     const whole = encodeState({ ...this.#describe(disks), machine: saved.machine });
     await channel.send(FrameType.state, Buffer.concat([Uint8Array.of(state === 'paused' ? 1 : 0), whole]));
     await stages.reached('source: state sent');
@@ -196,7 +204,7 @@ class Migration {
     let refusal: Error | undefined;
     let running: boolean | undefined;
     try {
-      await channel.send(FrameType.commit);
+      await channel.sendNow(FrameType.commit);
       await stages.reached('source: commit sent');
       await channel.next(FrameType.running);
       running = true;
@@ -206,14 +214,17 @@ class Migration {
       const target = this.#target as ProcessIdentity;
       running = error instanceof Refusal ? false : await outcome({ address, psk, timeout, target, id: this.#id });
     }
-    if (running === undefined) {
+    // A target that is gone may have begun to run it: then the guest's memory here is older than its disks.
+    const written = running === false && this.#disks.some(({ files }) => !files.every(isUnchanged));
+    if (running === undefined || written) {
       await link.request({ command: 'pause' });
+      await this.#pages('end');
       undecided();
-      throw new MigrationError(
-        'the target cannot be asked whether it runs the machine, which is paused here: stop() it if it does, resume() it ' +
-          'only if it does not and never will',
-        { cause: refusal },
-      );
+      const why = written
+        ? 'the target is gone, but the machine has run there and written its disks; it'
+        : 'the target cannot be asked whether it runs the machine, which';
+      const remedy = 'stop() it if it runs there, resume() it only if it does not and never will';
+      throw new MigrationError(`${why} is paused here: ${remedy}`, { cause: refusal });
     }
     if (!running) {
       await this.#goOn();
@@ -226,6 +237,7 @@ class Migration {
       rounds: this.#round,
       bytes: this.#bytes,
     };
+    if (isAlive(this.#target as ProcessIdentity) !== undefined) this.#source.leaveFiles();
     await stages.reached('source: running heard');
     await link.request({ command: 'migrated' }).catch(() => {}); // it has ended, so or otherwise
     await link.ended.catch(() => {});
