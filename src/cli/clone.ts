@@ -3,6 +3,7 @@ import { availableParallelism } from 'node:os';
 import { basename, join, resolve } from 'node:path';
 import type { ArgumentsCamelCase, Argv } from 'yargs';
 import { TsvisorError, UsageError } from '../errors.js';
+import { readState } from '../snapshot/open.js';
 import { type Started, startInFolder } from './detach.js';
 import { ask } from './machines/control-client.js';
 import { checkName, generateName, isRunning, MachineFolder, NAME } from './machines/machine-folder.js';
@@ -66,9 +67,15 @@ export async function handler(args: CloneArguments): Promise<void> {
   using shared = isMachine ? SharedFolder.make() : undefined;
   const snapshot = shared ? join(shared.path, 'snapshot') : resolve(source);
   if (shared) await saveInto(snapshot, source, signal);
+  const { config } = await readState(snapshot); // before many processes find that there is something wrong with it
+  const hasAgent = (config as { agent?: unknown }).agent === true;
   const onStarted = (started: number) => progress.update(`cloning ${source}: ${started} of ${count}`);
   const environment = { ...process.env, ...shared?.environment };
-  const machines = await startAll(names, snapshot, more, environment, signal, onStarted);
+  const argumentsOf = (name: string) => {
+    const hostname = hasAgent ? ['--hostname', name.replaceAll('_', '-')] : [];
+    return [process.argv[1] as string, 'restore', snapshot, '--name', name, ...hostname, '--detach', ...more];
+  };
+  const machines = await startAll(names, argumentsOf, environment, signal, onStarted);
   progress[Symbol.dispose]();
   if (json) process.stdout.write(`${JSON.stringify({ machines }, null, 2)}\n`);
   else process.stdout.write(machines.map(({ name }) => `${name}\n`).join(''));
@@ -82,8 +89,7 @@ async function saveInto(folder: string, machine: string, signal: AbortSignal): P
 /** All of them, or none. @throws the first error, when what had started is gone */
 async function startAll(
   names: readonly string[],
-  snapshot: string,
-  more: readonly string[],
+  argumentsOf: (name: string) => readonly string[],
   environment: NodeJS.ProcessEnv,
   signal: AbortSignal,
   onStarted: (count: number) => void,
@@ -95,9 +101,7 @@ async function startAll(
   const worker = async () => {
     for (const [index, name] of waiting) {
       either.throwIfAborted();
-      const options = ['--name', name, '--detach', ...more];
-      const args = [process.argv[1] as string, 'restore', snapshot, ...options];
-      started[index] = await startInFolder(await MachineFolder.claim(name), args, either, environment);
+      started[index] = await startInFolder(await MachineFolder.claim(name), argumentsOf(name), either, environment);
       onStarted(started.filter(Boolean).length);
     }
   };

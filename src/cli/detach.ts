@@ -3,7 +3,7 @@ import { closeSync, openSync, writeFileSync } from 'node:fs';
 import { type ErrorData, errorFromData, errorToData, TsvisorError } from '../errors.js';
 import { ERROR_EXIT } from './exit-codes.js';
 import type { MachineStatus } from './machines/control-protocol.js';
-import { cannotUse, checkName, generateName, MachineFolder } from './machines/machine-folder.js';
+import { cannotUse, checkName, generateName, MachineFolder, removeStale } from './machines/machine-folder.js';
 import { olderPart } from './machines/rotating-log.js';
 import { abortOnSignals } from './signals.js';
 
@@ -123,6 +123,7 @@ export async function startInFolder(
   if ('failed' in outcome || signal.aborted) {
     if (child.exitCode === null && child.signalCode === null)
       await new Promise((resolve) => child.on('close', resolve));
+    removeStale(name); // one that was ended before it listened to signals
   }
   signal.throwIfAborted();
   if ('failed' in outcome) throw errorFromData(outcome.failed);

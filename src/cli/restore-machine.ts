@@ -40,6 +40,7 @@ export function parseRestored(args: RestoredArguments): RestoreOptions {
     ...(drives.length > 0 && { drives }),
     ...(networks && { networks }),
     ...(vsock && { vsock }),
+    ...(args.hostname !== undefined && { hostname: args.hostname }),
   };
 }
 

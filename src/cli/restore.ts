@@ -68,6 +68,7 @@ export function restoredOptions<T>(yargs: Argv<T>) {
       type: 'string',
       describe: 'cid=N, another address of the guest’s, and socket=PATH, by which to connect',
     })
+    .option('hostname', { type: 'string', requiresArg: true, describe: 'the guest’s host name, set by its agent' })
     .option('serial', { type: 'string', describe: 'ttyS0: stdio, none or file:PATH [default: stdio, if it is there]' })
     .option('console', {
       type: 'string',

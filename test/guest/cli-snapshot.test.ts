@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
@@ -111,7 +112,8 @@ describeKvm('tsvisor snapshot and restore', () => {
     await terminal.type('Enter');
     await terminal.shows(/^\/ # *$/m);
     await terminal.type('echo one$((1+1))three', 'Enter');
-    await terminal.shows(/^one2three$/m);
+    await terminal.shows(/^one2three\n\/ # *$/m);
+    await delay(1000); // the prompt asks the terminal for its cursor, and the answer is typed too
     await terminal.type('C-a', 'x');
     await terminal.shows(/^(\/ # )?# *$/m);
     await terminal.type('echo "code $?"; stty -a | grep -o " icanon"', 'Enter');
@@ -132,6 +134,84 @@ describeKvm('tsvisor snapshot and restore', () => {
     expect(await code).toBe(0);
     // biome-ignore lint/suspicious/noControlCharactersInRegex: what clears the line
     expect(pty.screen).toMatch(/\r\x1b\[K$/);
+  });
+
+  test('clone: as many as asked for, each with its name and what it writes', { timeout: 200_000 }, async () => {
+    const { code, stdout, stderr } = await cli(['clone', ready, '--count', '3', '--name', 'worker', '--json']);
+    expect([code, stderr]).toEqual([0, '']);
+    const expected = ['worker-1', 'worker-2', 'worker-3'];
+    expect(JSON.parse(stdout).machines.map(({ name }: { name: string }) => name)).toEqual(expected);
+    const said = expected.map((name) => exec(name, 'sh', '-c', 'hostname | tee -a /tmp/state; cat /tmp/state'));
+    expect((await Promise.all(said)).map(({ stdout }) => stdout)).toEqual(
+      expected.map((name) => `${name}\nbefore\n${name}\n`),
+    );
+  });
+
+  test('clone starts all, or none', { timeout: 100_000 }, async () => {
+    await restore('some-3');
+    const result = await cli(['clone', ready, '-n', '4', '--name', 'some']);
+    expect(result).toMatchObject({ code: 64, stdout: '', stderr: expect.stringMatching(/'some-3' runs already/) });
+    expect(names().sort()).toEqual(['base', 'some-3']);
+  });
+
+  test('clone of a machine that runs: its folder goes with the last of them', { timeout: 200_000 }, async () => {
+    const shared = () => readdirSync(tmpdir()).filter((name) => name.startsWith('tsvisor-shared-'));
+    const before = shared();
+    expect(await cli(['clone', 'base', '-n', '2'])).toMatchObject({ code: 0, stdout: 'base-1\nbase-2\n', stderr: '' });
+    expect(shared()).toHaveLength(before.length + 1);
+    expect((await exec('base-2', 'head', '-n', '1', '/tmp/state')).stdout).toBe('before\n');
+    await cli(['stop', '--force', 'base-1']);
+    expect(shared()).toHaveLength(before.length + 1);
+    await cli(['stop', '--force', 'base-2']);
+    expect(shared()).toEqual(before);
+  });
+
+  test('migrate: the machine goes on in the process that waits for it', { timeout: 200_000 }, async () => {
+    writeFileSync(at('key'), 'a secret of more than 16 bytes', { mode: 0o600 });
+    await restore('leaving');
+    const address = `unix:${at('move.sock')}`;
+    const waiting = await cli(['receive', address, '--key', at('key'), '--name', 'arrived', '-d']);
+    expect(waiting).toMatchObject({ code: 0, stdout: `arrived ${address}\n`, stderr: '' });
+    const moved = await cli(['migrate', 'leaving', address, '--key', at('key'), '--json']);
+    expect(moved).toMatchObject({ code: 0, stderr: '' });
+    expect(JSON.parse(moved.stdout)).toMatchObject({ name: 'leaving', downtimeMs: expect.any(Number) });
+    expect(names().sort()).toEqual(['arrived', 'base']);
+    expect((await exec('arrived', 'cat', '/tmp/state')).stdout).toBe('before\n');
+  });
+
+  test('what cannot be moved goes on where it is', { timeout: 200_000 }, async () => {
+    writeFileSync(at('key'), 'a secret of more than 16 bytes', { mode: 0o600 });
+    writeFileSync(at('other'), 'another secret of 16 bytes or more', { mode: 0o600 });
+    writeFileSync(at('open'), 'a secret that others may read', { mode: 0o644 });
+    writeFileSync(at('short'), 'short', { mode: 0o600 });
+    const address = `unix:${at('wrong.sock')}`;
+    for (const [key, message] of [
+      ['open', /chmod 600/],
+      ['short', /5 bytes, and a key at least 16/],
+      ['none', /no such file.*urandom/],
+    ] as const) {
+      for (const args of [
+        ['migrate', 'base', address],
+        ['receive', address],
+      ]) {
+        const result = await cli([...args, '--key', at(key)]);
+        expect(result).toMatchObject({ code: 64, stderr: expect.stringMatching(message) });
+        expect(result.stderr).toMatch(onePlainLine);
+      }
+    }
+    const alone = await cli(['migrate', 'base', address, '--key', at('key')]);
+    expect(alone).toMatchObject({ code: 85, stderr: expect.stringMatching(onePlainLine) });
+    expect(await cli(['migrate', 'base', 'there', '--key', at('key')])).toMatchObject({ code: 64 });
+    expect(await cli(['receive', address, '--key', at('key'), '--name', 'picky', '-d'])).toMatchObject({ code: 0 });
+    const refused = await cli(['migrate', 'base', address, '--key', at('other')]);
+    expect(refused).toMatchObject({ code: 85, stderr: expect.stringMatching(onePlainLine) });
+    expect(await cli(['receive', `${address}2`, '--key', at('key'), '--name', 'idle', '-d'])).toMatchObject({
+      code: 0,
+    });
+    expect(await cli(['stop', 'idle'])).toMatchObject({ code: 0 });
+    await cli(['stop', 'picky']); // forgets it
+    expect((await exec('base', 'head', '-n', '1', '/tmp/state')).stdout).toBe('before\n');
+    expect(names()).toEqual(['base']);
   });
 
   test('Ctrl-C at any moment leaves no half folder and no name', { timeout: 200_000 }, async () => {
@@ -174,6 +254,10 @@ describeKvm('tsvisor snapshot and restore', () => {
     ['a console that it had not', ['restore', ready, '--console', 'stdio'], 64, /--console: .*hvc0/],
     ['a port that it had not', ['restore', ready, '--port', `name=no,file=${at('no')}`], 64, /--port no: .*no port/],
     ['a name that is taken', ['restore', ready, '--name', 'base'], 64, /runs already/],
+    ['clones of nothing', ['clone', at('nothing')], 68, /no machine.*no such folder/],
+    ['clones of no snapshot', ['clone', '/etc'], 79, /a snapshot is a folder/],
+    ['no clones', ['clone', ready, '--count', '0'], 64, /--count: 0/],
+    ['names that are none', ['clone', ready, '--name', 'a/b'], 64, /no name/],
     ['no machine', ['snapshot', 'nobody', at('x')], 68, /nobody/],
     ['no folder for it', ['snapshot', 'base'], 64, /Not enough/],
     ['a folder that is there', ['snapshot', 'base', ready], 79, /exists already/],
