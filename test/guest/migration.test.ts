@@ -1,4 +1,4 @@
-import { mkdirSync, truncateSync, writeFileSync } from 'node:fs';
+import { mkdirSync, truncateSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, expect, test } from 'vitest';
 import { Machine } from '#dist/index.js';
@@ -247,6 +247,26 @@ describeKvm('a machine that moves', () => {
       expect((await to.hear('received')).received).toBe('paused');
       to.tell('resume');
       await survives(to, from, from.lastPass);
+    },
+    CASE,
+  );
+
+  test(
+    'stays paused when the target was killed after it had written the disk',
+    async () => {
+      const overlay = join(folder, 'written.overlay');
+      await using from = source({ overlay });
+      await using to = target({ at: 'target: running', act: 'wait' });
+      await from.runs();
+      from.tell('migrate', { to: (await to.hear('listening')).listening });
+      await to.hear(({ stage }) => stage === 'target: running');
+      utimesSync(overlay, 1, 1);
+      to.kill();
+      const { failed } = await from.hear('failed');
+      expect(failed?.message).toContain('the machine has run there and written its disks; it is paused here');
+      expect(from.said.at(-1)?.failed ? from.said.at(-2) : from.said.at(-1)).toEqual({ state: 'paused' });
+      from.tell('resume');
+      await survives(from, to, from.lastPass);
     },
     CASE,
   );
