@@ -290,7 +290,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
       ...(onListening && { onListening }),
       prepare: async (state, drives) => {
         warmUp();
-        await restoredConfig(state, '', { ...rest, drives });
+        const { config } = await restoredConfig(state, '', { ...rest, drives });
+        await loadCode(config);
         own = ownFolders(state.disks);
       },
       build: (state, drives, layer) =>
@@ -767,6 +768,13 @@ function tell(emit: () => void): void {
       throw error;
     });
   }
+}
+
+/** Loads what a machine of that configuration needs: not only when its guest stands still. */
+async function loadCode({ networks, vsock, agent }: ResolvedConfig): Promise<void> {
+  if (networks.some(({ type }) => type === 'user')) await import('../backends/user-network/user-network.js');
+  if (vsock) await import('../backends/vsock/vsock-host.js');
+  if (agent) await import('./machine-agent.js');
 }
 
 /** The host's side of the configuration's vsock. Loaded only where there is one. */

@@ -192,6 +192,8 @@ class Migration {
     await stages.reached('source: state sent');
     await channel.next(FrameType.ready);
     await stages.reached('source: ready heard');
+    this.#phase = 'confirm';
+    this.#report(0); // here, where what it throws is only the end of the migration
     this.#settings.signal?.throwIfAborted();
   }
 
@@ -199,8 +201,6 @@ class Migration {
   async #confirm(channel: FrameChannel): Promise<MigrationResult> {
     const { link, undecided } = this.#source;
     const { address, psk, timeout } = this.#settings;
-    this.#phase = 'confirm';
-    this.#report(0);
     let refusal: Error | undefined;
     let running: boolean | undefined;
     try {
