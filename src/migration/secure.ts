@@ -118,9 +118,11 @@ export class SecureListener {
     if (address.kind === 'unix') this.#forget = atExit(() => rmSync(address.path, { force: true }));
   }
 
-  /** @throws MigrationError, TsvisorError ERR_OUTPUT that name the address. */
+  /** @throws MigrationError that names the address. */
   static async open(address: Address, psk: Buffer, timeout: number, visitors: Visitors): Promise<SecureListener> {
-    if (address.kind === 'unix') await removeStale(address.path);
+    if (address.kind === 'unix') {
+      await removeStale(address.path, (path, reason) => new MigrationError(`unix:${path}: cannot listen: ${reason}`));
+    }
     const server = createServer({
       ...TLS,
       dhparam: 'auto',

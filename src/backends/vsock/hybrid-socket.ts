@@ -43,7 +43,7 @@ export class HybridSocket {
     connect: (port: number) => Promise<Duplex & { localPort: number }>,
   ): Promise<HybridSocket> {
     const socket = new HybridSocket(path, connect);
-    await removeStale(path);
+    await removeStale(path, cannotMake);
     await socket.#listen();
     return socket;
   }
@@ -133,22 +133,22 @@ function readLine(client: Socket): Promise<string | undefined> {
 }
 
 /** Removes a socket that nobody listens on. @throws TsvisorError when there is something else of that name. */
-/** Removes a socket that a dead process left. @throws TsvisorError ERR_OUTPUT when there is anything else. */
-export async function removeStale(path: string): Promise<void> {
+/** Removes a socket that a dead process left. @param failed makes the error when there is anything else. */
+export async function removeStale(path: string, failed: (path: string, reason: string) => Error): Promise<void> {
   if (Buffer.byteLength(path) > MAX_SOCKET_PATH) {
-    throw cannotMake(path, `its path is longer than ${MAX_SOCKET_PATH} bytes`);
+    throw failed(path, `its path is longer than ${MAX_SOCKET_PATH} bytes`);
   }
   const found = lstatSync(path, { throwIfNoEntry: false });
   if (!found) return;
-  if (!found.isSocket()) throw cannotMake(path, 'there is a file of that name');
+  if (!found.isSocket()) throw failed(path, 'there is a file of that name');
   try {
     (await connectTo(path)).destroy();
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ECONNREFUSED') throw cannotMake(path, String(error));
+    if ((error as NodeJS.ErrnoException).code !== 'ECONNREFUSED') throw failed(path, String(error));
     rmSync(path, { force: true });
     return;
   }
-  throw cannotMake(path, 'another process listens on it');
+  throw failed(path, 'another process listens on it');
 }
 
 function connectTo(path: string): Promise<Socket> {
