@@ -43,7 +43,7 @@ describeKvm('a machine with which something is wrong', () => {
   };
 
   test('its init exits before there is an agent', { timeout: BOOT }, async () => {
-    const failed = await fail({ append: 'rdinit=/bin/busybox' }, (machine) => machine.ready({ timeout: 60_000 }));
+    const failed = await fail({ append: 'rdinit=/bin/busybox' }, (machine) => machine.ready({ timeout: BOOT - 60_000 }));
     leavesNothing();
     // busybox that is run as `busybox` exits, and init must not.
     expect(failed).toMatchObject({ code: 'ERR_GUEST_PANIC', end: 'guest-panic' });
