@@ -17,7 +17,7 @@ import type {
   SavedMachine,
   SavePages,
 } from './messages.js';
-import { PageSource } from './page-source.js';
+import { PageBatches } from './page-batches.js';
 import { settle } from './run-loop.js';
 import type { UserDevices } from './user-devices/user-devices.js';
 import type { VirtualMachine } from './virtual-machine.js';
@@ -40,7 +40,7 @@ export class Control implements Disposable {
   readonly #watch: (events: number) => void;
   /** From `hold` to `release`: lets the vCPUs run again. */
   #letGo: (() => void) | undefined;
-  #pages: PageSource | undefined;
+  #pages: PageBatches | undefined;
   /** Requests that wait for all of memory. */
   readonly #fetching = new Set<number>();
   /** Another process may have the disks. */
@@ -201,7 +201,7 @@ export class Control implements Disposable {
   }
 
   #givePages(step: PagesStep): PageBatch {
-    if (step === 'begin') this.#pages = new PageSource(this.#machine.ram);
+    if (step === 'begin') this.#pages = new PageBatches(this.#machine.ram);
     const source = this.#pages;
     if (!source) throw new MigrationError('migration: the guest reset itself meanwhile; try again');
     if (step === 'round') source.round();

@@ -1,5 +1,5 @@
 import { PAGE_SIZE } from '../machine/layout.js';
-import { MAX_BATCH_DATA, MAX_BATCH_PAGES } from '../machine/page-source.js';
+import { MAX_BATCH_DATA, MAX_BATCH_PAGES } from '../machine/page-batches.js';
 import { STATE_LIMIT } from '../snapshot/format.js';
 
 /** Changes with every change of what is said. It is the first thing that either side says. */

@@ -4,7 +4,7 @@ import { MAP_SHARED, PROT_READ, PROT_WRITE } from '../kvm/generated/abi.js';
 import { mapMemory } from '../kvm/kvm.js';
 import { type MemoryLayer, ramRanges } from '../machine/guest-ram.js';
 import { PAGE_SIZE } from '../machine/layout.js';
-import { MAX_BATCH_DATA, MAX_BATCH_PAGES } from '../machine/page-source.js';
+import { MAX_BATCH_DATA, MAX_BATCH_PAGES } from '../machine/page-batches.js';
 import { violation } from './channel.js';
 
 /** Guest memory that comes from another process, which may send anything; in a file without a name. */

@@ -1,7 +1,7 @@
 import { readSync } from 'node:fs';
 import { expect, test } from 'vitest';
 import type { GuestRam } from '#dist/machine/guest-ram.js';
-import { MAX_BATCH_DATA, MAX_BATCH_PAGES, PageSource } from '#dist/machine/page-source.js';
+import { MAX_BATCH_DATA, MAX_BATCH_PAGES, PageBatches } from '#dist/machine/page-batches.js';
 import { ReceivedMemory } from '#dist/migration/received-memory.js';
 import { randomIntegers } from '../../support/boot-images.js';
 
@@ -44,7 +44,7 @@ test('what is taken of it, round by round, is the memory of the last round', () 
   const random = randomIntegers(seed);
   const { ram: memory, write, all } = ram(300, 500);
   for (let i = 0; i < 400; i++) write(random(800), 1 + random(255));
-  const source = new PageSource(memory);
+  const source = new PageBatches(memory);
   using received = new ReceivedMemory(800 * PAGE);
   for (let round = 0; round < 5; round++) {
     while (source.remaining > 0) {
@@ -64,7 +64,7 @@ test('what is taken of it, round by round, is the memory of the last round', () 
 test('pages of zeros go as numbers, others in batches of a MiB', () => {
   const { ram: memory, write } = ram(1000);
   for (let page = 0; page < 600; page++) write(page, 1);
-  const source = new PageSource(memory);
+  const source = new PageBatches(memory);
   const sizes: number[] = [];
   while (source.remaining > 0) sizes.push(source.take().length);
   expect(sizes.map((size) => Math.floor(size / PAGE))).toEqual([
@@ -79,7 +79,7 @@ test('what was noted before goes on being noted, and only that', () => {
   for (const before of [true, false]) {
     const { ram: memory, fake } = ram(1);
     fake.tracksDirtyPages = before;
-    const source = new PageSource(memory);
+    const source = new PageBatches(memory);
     expect(fake.tracksDirtyPages).toBe(true);
     source.end();
     expect(fake.tracksDirtyPages).toBe(before);

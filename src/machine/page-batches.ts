@@ -12,7 +12,7 @@ const WORDS = PAGE_SIZE / 4;
  * meanwhile. Pages are numbered in the order of the regions. A batch is `u32 n`, then for each page of it in ascending
  * order `u32 page * 2 + (1 if it has contents, 0 if it is all zeros)`, then the contents; little-endian.
  */
-export class PageSource {
+export class PageBatches {
   /** Pages that are still to be given in this round. */
   remaining: number;
   readonly #ram: GuestRam;
