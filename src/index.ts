@@ -27,6 +27,7 @@ export {
   MemoryError,
   MigrationError,
   NetworkError,
+  SnapshotError,
   TsvisorError,
   UsageError,
   VsockError,
@@ -52,4 +53,7 @@ export type { ReadyOptions } from './machine/machine-agent.js';
 export type { MachineState } from './machine/messages.js';
 export type { MigrateOptions, MigrationCommon, MigrationProgress, MigrationResult } from './migration/options.js';
 export type { ReceiveOptions } from './migration/receive.js';
+export type { DriveOverride } from './snapshot/disks.js';
 export type { PageSource, PageSourceConfig } from './snapshot/page-source.js';
+export type { RestoreOptions } from './snapshot/restore.js';
+export type { SnapshotInfo, SnapshotOptions } from './snapshot/take.js';
