@@ -82,7 +82,11 @@ static void serve(int fd)
 		fail_with(EPROTONOSUPPORT, "protocol version");
 	(void)get_string(&from);
 	check(&from);
-	receive(&frame);
+	if (!next_frame(&frame)) {
+		/* A client that has something to say of this moment waits for the hello. */
+		flush();
+		receive(&frame);
+	}
 	alarm(0);
 	enter_root_of_init();
 	switch (frame.type) {

@@ -104,7 +104,7 @@ export class Agent {
 
   /** Sets the guest's clock to the host's. */
   async syncTime({ signal }: OperationOptions = {}): Promise<void> {
-    await this.#ask(putTime(new FrameWriter(FrameType.setTime)).frame(), signal);
+    await this.#ask(() => putTime(new FrameWriter(FrameType.setTime)).frame(), signal);
   }
 
   /**
@@ -112,10 +112,14 @@ export class Agent {
    * @throws AgentError when it cannot, or is too old to know how.
    */
   async renew({ hostname = '', macs = new Map() }: GuestIdentity, { signal }: OperationOptions = {}): Promise<void> {
-    const frame = new FrameWriter(FrameType.renew).u32(RenewFlag.random | RenewFlag.time).bytes(randomBytes(SEED_SIZE));
-    putTime(frame).string(hostname, 'hostname').u32(macs.size);
-    for (const [index, mac] of macs) frame.u32(index).bytes(Buffer.from(mac.replaceAll(':', ''), 'hex'));
-    await this.#ask(frame.frame(), signal, (answer) => {
+    const flags = RenewFlag.random | RenewFlag.time;
+    const request = () => {
+      const frame = new FrameWriter(FrameType.renew).u32(flags).bytes(randomBytes(SEED_SIZE));
+      putTime(frame).string(hostname, 'hostname').u32(macs.size);
+      for (const [index, mac] of macs) frame.u32(index).bytes(Buffer.from(mac.replaceAll(':', ''), 'hex'));
+      return frame.frame();
+    };
+    await this.#ask(request, signal, (answer) => {
       const why =
         errnoOf(answer) === EPROTO
           ? 'it came with an older tsvisor; boot the guest anew'
@@ -124,7 +128,7 @@ export class Agent {
     });
   }
 
-  async #ask(frame: Buffer, signal: AbortSignal | undefined, refused = refusal): Promise<void> {
+  async #ask(frame: Buffer | (() => Buffer), signal: AbortSignal | undefined, refused = refusal): Promise<void> {
     using connection = await request(this.#channel, frame, signal);
     const answer = await connection.expect();
     if (answer.type !== FrameType.ok) throw refused(answer);

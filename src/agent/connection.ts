@@ -157,12 +157,13 @@ function lost(cause?: unknown): AgentError {
 
 /**
  * Opens a connection and has the agent take a request.
+ * @param frame the request; a function for one that tells the time: it is called when the agent waits for it
  * @param signal ends it with its reason, for as long as the connection is used
  * @throws AgentError ERR_AGENT without an agent, or one of another version; ERR_AGENT_TIMEOUT; signal.reason
  */
 export async function request(
   { connect, timeout, ready }: Channel,
-  frame: Uint8Array,
+  frame: Uint8Array | (() => Uint8Array),
   signal: AbortSignal | undefined,
 ): Promise<Connection> {
   signal?.throwIfAborted();
@@ -175,8 +176,10 @@ export async function request(
   let connection: Connection | undefined;
   try {
     connection = new Connection(await connectOrAbort(connect, either), either);
-    await connection.send(Buffer.concat([helloFrame, frame]));
+    const later = typeof frame === 'function';
+    await connection.send(later ? helloFrame : Buffer.concat([helloFrame, frame]));
     readHello(await connection.receive());
+    if (later) await connection.send(frame());
     return connection;
   } catch (error) {
     connection?.destroy();

@@ -24,16 +24,26 @@ export async function captureDisks(
   for (const [index, { file, overlay, readOnly }] of drives.entries()) {
     if (readOnly || mode === 'reference') {
       const files = overlay === undefined ? [file] : [file, overlay];
-      captured.push({ kind: 'reference', files: files.map(referenceTo) });
+      captured.push({ kind: 'reference', files: files.map((path) => noted(index, path)) });
     } else if (overlay === undefined) {
       await copyFile(file, join(into, copyName(index, 'raw')), signal);
       captured.push({ kind: 'raw', files: [] });
     } else {
       await copyFile(overlay, join(into, copyName(index, 'overlay')), signal);
-      captured.push({ kind: 'overlay', files: [referenceTo(file)] });
+      captured.push({ kind: 'overlay', files: [noted(index, file)] });
     }
   }
   return captured;
+}
+
+function noted(index: number, path: string): FileReference {
+  try {
+    return referenceTo(path);
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException;
+    const why = code === 'ENOENT' ? 'it is not there any more' : (code ?? message);
+    throw new SnapshotError(`snapshot: ${path}, which drives[${index}] has open: ${why}`, { cause });
+  }
 }
 
 export function copyName(index: number, kind: 'raw' | 'overlay'): string {

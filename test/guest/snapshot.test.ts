@@ -1,4 +1,4 @@
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -12,7 +12,7 @@ const folder = temporaryFolder();
 const BOOT = 300_000;
 const OPERATION = 240_000;
 /** How often the machine is saved and restored in a row. */
-const ROUNDS = Number(process.env.TSVISOR_CASES ?? 12);
+const ROUNDS = Number(process.env.TSVISOR_CASES ?? 6);
 
 const A = 6364136223846793005n;
 const C = 1442695040888963407n;
@@ -141,7 +141,6 @@ describeKvm('a machine that computes and does disk and network I/O', () => {
       expect(clock.monotonic).toBeGreaterThanOrEqual(lastClock.monotonic);
       expect(Math.abs(clock.offset)).toBeLessThan(2);
       [last, lastClock] = [now, clock];
-      if (round > 0) rmSync(join(folder, `round-${round - 1}`), { recursive: true });
     }
     // Every worker works, not only goes on.
     for (const key of ['steps', 'blocks', 'connections'] as const) {

@@ -1,6 +1,7 @@
 /* Work whose every step can be checked, for machines that are saved in the middle of it: `busy DISK HOST PORT STATUS`.
  * Three processes: one computes, one writes and reads a disk, one talks to an echo server. Each keeps a line in a file
- * STATUS.compute, .disk or .net; what is found to be wrong goes to STATUS.wrong. */
+ * STATUS.compute, .disk or .net; what is found to be wrong goes to STATUS.wrong. They rest in between: a kernel that is
+ * interpreted has little time. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -58,7 +59,7 @@ static void compute(void)
 		sum += 1.0 / (double)(n % 1000 + 1);
 		if (n % 1000000 == 0) {
 			report("compute", n, x, sum);
-			usleep(20000);
+			usleep(100000);
 		}
 	}
 }
@@ -87,7 +88,7 @@ static void disk(const char *path)
 		if (pwrite(fd, block, BLOCK, at) != BLOCK || (n % 16 == 0 && fdatasync(fd)))
 			wrong("disk write", n);
 		report("disk", n, 0, 0);
-		usleep(50000);
+		usleep(200000);
 	}
 }
 
@@ -122,7 +123,7 @@ static void net(const char *host, int port)
 			lost++;
 		close(fd);
 		report("net", n, lost, 0);
-		usleep(50000);
+		usleep(300000);
 	}
 }
 
