@@ -33,7 +33,8 @@ const SCATTERING = guestProgram(`
 function write(rig: Rig): void {
   const { memory } = rig.machine.ram;
   for (let n = random.below(20); n > 0; n--) {
-    const at = random.below(MEMORY - 20_000);
+    // Not over the guest's tables and its code.
+    const at = 2 * MiB + random.below(MEMORY - 2 * MiB - 20_000);
     const length = 1 + random.below(random.pick([8, 64, 20_000]));
     const dice = random.below(5);
     if (dice === 0) memory.zero(at, length);
