@@ -52,7 +52,7 @@ export interface BootEntry {
  * Throws ImageError for a file that cannot be booted, MemoryError if it does not fit, UsageError for the command line.
  */
 export async function loadKernel(memory: GuestMemory, source: BootSource): Promise<BootEntry> {
-  if (!memory.contains(0, layout.lowMemoryEnd + layout.mpTableLimit)) {
+  if (!memory.contains(0, layout.baseMemoryEnd)) {
     throw new MemoryError(`the machine has ${sizeText(memory.size)} of memory; a kernel needs more than 1 MiB`);
   }
   const rsdp = source.rsdp ?? 0;

@@ -14,14 +14,13 @@ export interface MapEntry {
 }
 
 /**
- * The e820 map (ACPI 6.4 section 15.1): conventional memory, the reserved KiB with the MP table after it, and RAM from
+ * The e820 map (ACPI 6.4 section 15.1): conventional memory, the MP table's reserved place after it, and RAM from
  * 1 MiB on. Nothing is said of 0xa0000..0x100000, the PC's video memory and ROMs, even where host memory lies behind
  * it, but of ACPI tables and the VM generation ID: they are reserved, not "ACPI reclaim", so that a kernel started later by kexec has them too.
  * @param acpi whether there are ACPI tables
  */
 export function memoryMap(memory: GuestMemory, acpi = false): MapEntry[] {
-  const { lowMemoryEnd, mpTableLimit, acpiTables, highMemoryStart } = layout;
-  const reservedEnd = lowMemoryEnd + mpTableLimit;
+  const { lowMemoryEnd, baseMemoryEnd, acpiTables, highMemoryStart } = layout;
   const map: MapEntry[] = [];
   for (const { start, end } of contiguous(memory)) {
     const add = (from: number, to: number, type: MapEntry['type']) => {
@@ -29,7 +28,7 @@ export function memoryMap(memory: GuestMemory, acpi = false): MapEntry[] {
       if (piece.start < piece.end) map.push(piece);
     };
     add(0, lowMemoryEnd, E820_RAM);
-    add(lowMemoryEnd, reservedEnd, E820_RESERVED);
+    add(lowMemoryEnd, baseMemoryEnd, E820_RESERVED);
     if (acpi) add(acpiTables, highMemoryStart, E820_RESERVED);
     add(highMemoryStart, Number.MAX_SAFE_INTEGER, E820_RAM);
   }

@@ -1,6 +1,7 @@
 import { resolve } from 'node:path';
 import type { MachineConfig } from '../machine/config.js';
 import type { ConsolePortConfig } from '../machine/device-config.js';
+import { MAX_CPUS } from '../machine/layout.js';
 import { Machine } from '../machine/machine.js';
 import { buildDefaultGuest } from './default-guest.js';
 import { parseDrive } from './drive-option.js';
@@ -42,7 +43,7 @@ function configOf(args: RunArguments, streams: StreamRequests, folder: MachineFo
     ...(initrd !== undefined && { initrd }),
     append: args.append ?? '',
     memory: parseSize('memory', args.memory),
-    cpus: parseNumber('cpus', args.cpus, 'a number of vCPUs', 0, 1024),
+    cpus: parseNumber('cpus', args.cpus, `a number of vCPUs from 1 to ${MAX_CPUS}`, 1, MAX_CPUS),
     onReset: args.noReboot ? 'end' : 'restart',
     serial: streams.serial.target.kind !== 'none',
     consolePorts: consolePorts(streams),

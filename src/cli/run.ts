@@ -15,7 +15,7 @@ export function builder(yargs: Argv) {
     .option('initrd', { type: 'string', requiresArg: true, describe: 'initial RAM disk [default: built-in]' })
     .option('append', { type: 'string', requiresArg: true, describe: 'more kernel command line' })
     .option('memory', { alias: 'm', type: 'string', default: '64M', describe: 'guest RAM; a bare number is MiB' })
-    .option('cpus', { type: 'string', default: '1', requiresArg: true, describe: 'number of vCPUs (1)' })
+    .option('cpus', { type: 'string', default: '1', requiresArg: true, describe: 'number of vCPUs' })
     .option('drive', {
       type: 'string',
       array: true,

@@ -1,4 +1,4 @@
-import { kvm_cpuid_entry2 as entry, kvm_cpuid2 } from './generated/abi.js';
+import { kvm_cpuid_entry2 as entry, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid2 } from './generated/abi.js';
 
 /** The four result registers of a CPUID leaf, as unsigned 32-bit numbers. */
 export interface CpuidLeaf {
@@ -53,10 +53,20 @@ export class Cpuid {
     const at = this.#find(leaf, index);
     const before = this.get(leaf, index);
     if (!before) return;
-    const after = { ...before, ...change(before) };
-    for (const register of ['eax', 'ebx', 'ecx', 'edx'] as const) {
-      this.#view.setUint32(at + entry[register], after[register] >>> 0, true);
+    this.#write(at, { ...before, ...change(before) });
+  }
+
+  /** Sets one index of a leaf that has several, also one that is not there. @throws RangeError when the table is full. */
+  set(leaf: number, index: number, registers: CpuidLeaf): void {
+    let at = this.#find(leaf, index);
+    if (at < 0) {
+      at = kvm_cpuid2.entries + this.length * entry.sizeof;
+      this.#view.setUint32(at + entry.function, leaf, true);
+      this.#view.setUint32(at + entry.index, index, true);
+      this.#view.setUint32(at + entry.flags, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, true);
+      this.#view.setUint32(kvm_cpuid2.nent, this.length + 1, true);
     }
+    this.#write(at, registers);
   }
 
   /** Function and index of every entry, in table order. */
@@ -67,6 +77,12 @@ export class Cpuid {
         leaf: this.#view.getUint32(at + entry.function, true),
         index: this.#view.getUint32(at + entry.index, true),
       };
+    }
+  }
+
+  #write(at: number, registers: CpuidLeaf): void {
+    for (const register of ['eax', 'ebx', 'ecx', 'edx'] as const) {
+      this.#view.setUint32(at + entry[register], registers[register] >>> 0, true);
     }
   }
 

@@ -2,7 +2,7 @@ import { MemoryError, UsageError } from '../errors.js';
 import type { ConfigWithImages } from './default-guest.js';
 import { type DeviceConfig, type DeviceOptions, resolveDevices } from './device-config.js';
 import { checkFields, type FieldsOf } from './fields.js';
-import { PAGE_SIZE } from './layout.js';
+import { MAX_CPUS, PAGE_SIZE } from './layout.js';
 
 /** What a machine is made of. */
 export interface MachineConfig extends DeviceOptions {
@@ -14,7 +14,7 @@ export interface MachineConfig extends DeviceOptions {
   readonly append?: string;
   /** Guest RAM in bytes, a multiple of 4096; default 64 MiB. */
   readonly memory?: number;
-  /** Number of vCPUs; 1. */
+  /** Number of vCPUs, 1 to 254; default 1. */
   readonly cpus?: number;
   /** What a guest's reset does: `restart` boots it again (default), `end` ends the machine. */
   readonly onReset?: 'restart' | 'end';
@@ -95,6 +95,9 @@ export function resolveConfig(config: ConfigWithImages): ResolvedConfig {
   if (memory < MIN_MEMORY)
     throw new MemoryError(`memory: ${memory} bytes are too few to boot anything; give at least 2M`);
   if (memory > MAX_MEMORY) throw new MemoryError(`memory: ${memory} bytes are more than the 1024G a machine may have`);
+  if (!(Number.isInteger(cpus) && cpus >= 1 && cpus <= MAX_CPUS)) {
+    throw new UsageError(`cpus: ${cpus} is not a number of vCPUs; a machine has 1 to ${MAX_CPUS}`);
+  }
   if (cpus !== 1) throw new UsageError(`cpus: ${cpus} asked for, but this version runs machines of one vCPU`);
   if (onReset !== 'restart' && onReset !== 'end')
     throw new UsageError(`onReset: ${onReset} is neither restart nor end`);

@@ -20,10 +20,11 @@ export const layout = {
   bootPageTables: 0x9000,
   commandLine: 0x20000,
   commandLineLimit: 0x10000,
-  /** End of conventional memory; the MP table lives in the reserved KiB after it, where Linux looks. */
-  lowMemoryEnd: 0x9fc00,
-  mpTable: 0x9fc00,
-  mpTableLimit: 0x400,
+  /** End of conventional memory; then the MP table, and in the last KiB of base memory, where an OS looks, its pointer. */
+  lowMemoryEnd: 0x9_e000,
+  mpTable: 0x9_e000,
+  mpPointer: 0x9_fc00,
+  baseMemoryEnd: 0xa_0000,
   /** ACPI tables, RSDP first: where the PC has its ROMs, and a kernel that is not told would search. */
   acpiTables: 0xe_0000,
   acpiTablesEnd: 0xf_f000,
@@ -81,3 +82,6 @@ export function virtioSlot(index: number): { base: number; length: number; gsi: 
 
 /** IOAPIC pins. */
 export const IOAPIC_PINS = 24;
+
+/** vCPU n has local APIC ID n, and the IOAPIC the ID after the last; an ID has 8 bits, and 255 addresses all. */
+export const MAX_CPUS = 254;

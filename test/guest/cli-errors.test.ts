@@ -62,11 +62,15 @@ describe('usage errors exit 64 with one line', () => {
     ['an unknown option', ['run', '--kernle', 'x'], /kernle/],
     ['an option without its value', ['run', '--kernel'], /kernel/],
     ['a size that is none', ['run', '--memory', 'lots'], /--memory: 'lots' is not a size/],
-    ['a number of vCPUs that cannot be', ['run', '--kernel', 'x', '--cpus', '0'], /cpus: 0/],
+    [
+      'a number of vCPUs that cannot be',
+      ['run', '--kernel', 'x', '--cpus', '0'],
+      /cpus: 0 is not a number of vCPUs from 1 to 254/,
+    ],
     ['a serial that is none', ['run', '--serial', 'tcp:1'], /--serial: 'tcp:1'/],
     ['a timeout that is none', ['run', '--timeout', 'soon'], /--timeout/],
     ['a negative timeout', ['run', '--timeout=-1'], /--timeout: -1/],
-    ['the last of two numbers', ['run', '--kernel', 'x', '--cpus', '1', '--cpus', '2'], /cpus: 2 /],
+    ['the last of two numbers', ['run', '--kernel', 'x', '--cpus', '1', '--cpus', '255'], /cpus: 255 /],
     ['a negated value', ['run', '--no-memory'], /no-memory/],
     ['an unknown action', ['kernel', 'burn'], /burn|build/],
   ];

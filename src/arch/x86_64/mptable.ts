@@ -1,4 +1,3 @@
-import { UsageError } from '../../errors.js';
 import { IOAPIC_PINS, layout } from '../../machine/layout.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
 import { checksum, setAscii } from './table-bytes.js';
@@ -31,12 +30,6 @@ const LEVEL_ACTIVE_HIGH = 0b1101;
 
 const FIXED_ENTRIES = 1 /* bus */ + 1 /* IOAPIC */ + 2; /* LINT0, LINT1 */
 
-/** As many as the reserved KiB before video memory has room for when every IOAPIC pin is in use. */
-export const MAX_CPUS = Math.floor(
-  (layout.mpTableLimit - FLOATING_POINTER_SIZE - HEADER_SIZE - (FIXED_ENTRIES + IOAPIC_PINS) * ENTRY_SIZE) /
-    PROCESSOR_SIZE,
-);
-
 /** An IOAPIC pin that something drives. */
 export interface IoapicPin {
   /** 0 to 23, each once. */
@@ -46,16 +39,14 @@ export interface IoapicPin {
 }
 
 /**
- * Writes the MP floating pointer structure and configuration table at layout.mpTable, the last KiB of base memory,
- * which is one of the places an OS searches (section 4). CPU n has local APIC ID n and the first is the bootstrap
+ * Writes the MP floating pointer structure into the last KiB of base memory, which is one of the places an OS searches
+ * (section 4), and the configuration table that it points to. CPU n has local APIC ID n and the first is the bootstrap
  * processor; one IOAPIC; one ISA bus, whose interrupt n is IOAPIC pin n, the PIT's too: KVM has it at pin 0, not 2; the
  * PIC on LINT0 of the first CPU and NMI on LINT1 of each.
+ * @param cpus 1 to MAX_CPUS
  * @param pins in use: Linux sets up each pin that is listed, 3 to 10 ms where KVM interprets the guest's kernel
  */
 export function writeMpTable(memory: GuestMemory, cpus: number, pins: readonly IoapicPin[]): void {
-  if (!(Number.isInteger(cpus) && cpus >= 1 && cpus <= MAX_CPUS)) {
-    throw new UsageError(`${cpus} CPUs: a machine has 1 to ${MAX_CPUS}, as many as its MP table has room for`);
-  }
   const numbers = new Set(pins.map(({ pin }) => pin));
   if (
     numbers.size !== pins.length ||
@@ -67,18 +58,17 @@ export function writeMpTable(memory: GuestMemory, cpus: number, pins: readonly I
   }
   const entries = FIXED_ENTRIES + pins.length;
   const tableLength = HEADER_SIZE + cpus * PROCESSOR_SIZE + entries * ENTRY_SIZE;
-  const bytes = new Uint8Array(FLOATING_POINTER_SIZE + tableLength);
-  const tableGpa = layout.mpTable + FLOATING_POINTER_SIZE;
 
-  const pointer = new DataView(bytes.buffer, 0, FLOATING_POINTER_SIZE);
+  const pointer = new DataView(new ArrayBuffer(FLOATING_POINTER_SIZE));
   setAscii(pointer, 0, '_MP_');
-  pointer.setUint32(4, tableGpa, true); // PHYSICAL ADDRESS POINTER
+  pointer.setUint32(4, layout.mpTable, true); // PHYSICAL ADDRESS POINTER
   pointer.setUint8(8, FLOATING_POINTER_SIZE / 16); // LENGTH, in paragraphs
   pointer.setUint8(9, SPEC_REVISION);
   // Feature bytes 1 (no default configuration: read the table) and 2 (no IMCR: virtual wire mode) stay 0.
-  pointer.setUint8(10, checksum(bytes.subarray(0, FLOATING_POINTER_SIZE)));
+  pointer.setUint8(10, checksum(bytesOf(pointer)));
+  memory.write(layout.mpPointer, bytesOf(pointer));
 
-  const table = new DataView(bytes.buffer, FLOATING_POINTER_SIZE);
+  const table = new DataView(new ArrayBuffer(tableLength));
   setAscii(table, 0, 'PCMP');
   table.setUint16(4, tableLength, true); // BASE TABLE LENGTH
   table.setUint8(6, SPEC_REVISION);
@@ -112,7 +102,10 @@ export function writeMpTable(memory: GuestMemory, cpus: number, pins: readonly I
   }
   entry(LOCAL_INTERRUPT, INTERRUPT_EXTINT, 0, 0, ISA_BUS, 0, 0, 0);
   entry(LOCAL_INTERRUPT, INTERRUPT_NMI, 0, 0, ISA_BUS, 0, ALL_LOCAL_APICS, 1);
-  table.setUint8(7, checksum(bytes.subarray(FLOATING_POINTER_SIZE)));
+  table.setUint8(7, checksum(bytesOf(table)));
+  memory.write(layout.mpTable, bytesOf(table));
+}
 
-  memory.write(layout.mpTable, bytes);
+function bytesOf({ buffer }: DataView): Uint8Array {
+  return new Uint8Array(buffer);
 }

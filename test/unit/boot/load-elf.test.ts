@@ -172,8 +172,8 @@ describe('what is in memory', () => {
       memory.readU32(e820 + 20 * i + 16),
     ]);
     expect(entries).toEqual([
-      [0n, 0x9fc00n, 1],
-      [0x9fc00n, 0x400n, 2],
+      [0n, 0x9e000n, 1],
+      [0x9e000n, 0x2000n, 2],
       [0x100000n, 0xf00000n, 1],
     ]);
   });
@@ -197,8 +197,8 @@ describe('what is in memory', () => {
       memory.readU64(map + at + 16),
     ]);
     expect(entries).toEqual([
-      [0n, 0x9fc00n, 1n],
-      [0x9fc00n, 0x400n, 2n],
+      [0n, 0x9e000n, 1n],
+      [0x9e000n, 0x2000n, 2n],
       [0x100000n, 0xf00000n, 1n],
     ]);
     const { memory: without } = await boot({ notes: [pvhNote(MiB)] });

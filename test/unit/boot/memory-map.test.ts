@@ -11,8 +11,8 @@ function ranges(...list: [gpa: number, size: number][]): GuestMemory {
 }
 
 const low = [
-  { start: 0, end: 0x9fc00, type: E820_RAM },
-  { start: 0x9fc00, end: 0xa0000, type: E820_RESERVED },
+  { start: 0, end: 0x9e000, type: E820_RAM },
+  { start: 0x9e000, end: 0xa0000, type: E820_RESERVED },
 ];
 
 describe('memoryMap', () => {
@@ -54,12 +54,13 @@ describe('memoryMap', () => {
 
   test('the hole of video memory and ROMs is never RAM', () => {
     const map = memoryMap(ram(2 * MiB));
-    for (const address of [0x9fc00, 0xa0000, 0xf0000, MiB - 1]) expect(isRam(map, address, address + 1)).toBe(false);
+    for (const address of [0x9e000, 0x9fc00, 0xa0000, 0xf0000, MiB - 1])
+      expect(isRam(map, address, address + 1)).toBe(false);
   });
 
   test('memory that ends below 1 MiB', () => {
     const map = memoryMap(ram(0xa0000));
     expect(map).toEqual(low);
-    expect(mainRamEnd(map)).toBe(0x9fc00);
+    expect(mainRamEnd(map)).toBe(0x9e000);
   });
 });

@@ -13,6 +13,9 @@ describe('a wrong configuration is refused by the name of its field', () => {
     [[], 'config: must be an object'],
     [{ memoy: 1 }, 'memoy: there is no such field; there are kernel, '],
     [{ serial: 5 }, 'serial: 5 is neither true nor false'],
+    ...[0, 255, -1, 1.5, '1', Number.NaN].map(
+      (cpus) => [{ cpus }, `cpus: ${cpus} is not a number of vCPUs; a machine has 1 to 254`] as const,
+    ),
     [{ drives: 'disk.img' }, 'drives: must be an array'],
     [{ drives: ['disk.img'] }, 'drives[0]: must be an object'],
     [{ drives: [{ file: 'disk.img', readonly: true }] }, 'drives[0].readonly: there is no such field'],

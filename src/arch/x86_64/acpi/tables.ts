@@ -9,7 +9,7 @@ export type { VirtioSlot } from './dsdt.js';
 
 /** What the tables tell of a machine, besides what every machine has. */
 export interface AcpiHardware {
-  /** 1 to 255: local APIC IDs of 8 bits, of which 255 addresses all. */
+  /** 1 to MAX_CPUS. */
   readonly cpus: number;
   /** Whether there is a UART. */
   readonly serial: boolean;
@@ -17,7 +17,6 @@ export interface AcpiHardware {
 }
 
 const GENERATION_ID_SIZE = 16;
-const MAX_CPUS = 255;
 const HEADER_SIZE = 36; // ACPI 6.4 table 5.4
 const RSDP_SIZE = 36; // table 5.3
 const RSDP_V1_SIZE = 20;
@@ -68,13 +67,10 @@ const ALL_PROCESSORS = 0xff;
  * interrupt comes from a _CRS here, and no check of the timer at boot. It takes its clock and the TSC's frequency from
  * kvmclock, and calibrates the local APIC timer with the TSC where there is no TSC deadline (Linux 5.3 and later).
  * @returns the RSDP's guest physical address, layout.acpiTables
- * @throws UsageError if there are too many CPUs or devices; what was written by then is no harm
+ * @throws UsageError if there are too many devices; what was written by then is no harm
  */
 export function writeAcpiTables(memory: GuestMemory, hardware: AcpiHardware): number {
   const { cpus, virtio } = hardware;
-  if (!(Number.isInteger(cpus) && cpus >= 1 && cpus <= MAX_CPUS)) {
-    throw new UsageError(`${cpus} CPUs: a machine with ACPI tables has 1 to ${MAX_CPUS}`);
-  }
   let next = layout.acpiTables + align(RSDP_SIZE);
   const place = (table: Uint8Array): number => {
     const at = next;
