@@ -3,7 +3,7 @@
   "targets": [
     {
       "target_name": "tsvisor",
-      "sources": ["module.cc", "syscalls.cc", "mapping.cc", "run_host.cc", "guest_io.cc", "page_faults.cc"],
+      "sources": ["module.cc", "syscalls.cc", "mapping.cc", "futex.cc", "vcpu.cc", "run_host.cc", "guest_io.cc", "page_faults.cc"],
       "include_dirs": ["<!@(node -p \"require('node-addon-api').include_dir\")"],
       "defines": [
         "NAPI_VERSION=8",

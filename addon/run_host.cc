@@ -3,10 +3,9 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
-#include <linux/kvm.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
+#include <system_error>
 #include <unistd.h>
 
 #include "environment.h"
@@ -15,43 +14,29 @@ namespace tsvisor {
 
 namespace {
 
-constexpr int64_t kReady = 0x10000;
+constexpr uint32_t kReady = 0x40000000;
+constexpr uint32_t kMaxToken = 0xffff;
+constexpr uint32_t kVcpu = 0x80000000;  // of what is posted: the index of a vCPU that has an exit
+constexpr int32_t kReasonBits = 8;
+constexpr size_t kMaxVcpus = 1 << 20;
 constexpr uint64_t kWakeToken = UINT64_MAX;
-
-// The signal that interrupts KVM_RUN: the first real-time one that this process has no handler for. Installed once.
-int KickSignal() {
-  static const int signal = [] {
-    for (int candidate = SIGRTMIN; candidate <= SIGRTMAX; candidate++) {
-      struct sigaction current {};
-      if (sigaction(candidate, nullptr, &current) != 0 || current.sa_handler != SIG_DFL) continue;
-      struct sigaction action {};
-      action.sa_handler = [](int) {};
-      if (sigaction(candidate, &action, nullptr) == 0) return candidate;
-    }
-    return 0;
-  }();
-  return signal;
-}
 
 }  // namespace
 
 void RunHost::Init(Napi::Env env, Napi::Object exports) {
   Napi::Function constructor = DefineClass(
       env, "RunHost",
-      {InstanceMethod<&RunHost::AttachVcpu>("attachVcpu"), InstanceMethod<&RunHost::SetRunnable>("setRunnable"),
+      {InstanceMethod<&RunHost::AttachVcpu>("attachVcpu"), InstanceMethod<&RunHost::DetachVcpu>("detachVcpu"),
+       InstanceMethod<&RunHost::SetRunnable>("setRunnable"), InstanceMethod<&RunHost::Failure>("failure"),
        InstanceMethod<&RunHost::Watch>("watch"), InstanceMethod<&RunHost::Unwatch>("unwatch"),
        InstanceMethod<&RunHost::Settle>("settle"), InstanceMethod<&RunHost::Close>("close")});
   exports.Set("RunHost", constructor);
 }
 
-RunHost::RunHost(const Napi::CallbackInfo& info) : Napi::ObjectWrap<RunHost>(info), inbox_(std::make_shared<Inbox>(pthread_self())) {
+RunHost::RunHost(const Napi::CallbackInfo& info) : Napi::ObjectWrap<RunHost>(info) {
   Napi::Env env = info.Env();
-  int signal = KickSignal();
-  if (signal == 0) throw Napi::Error::New(env, "no free real-time signal to interrupt a vCPU with");
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, signal);
-  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  if (KickSignal() == 0) throw Napi::Error::New(env, "no free real-time signal to interrupt a vCPU with");
+  UnblockKickSignal();
 
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -74,6 +59,15 @@ RunHost::RunHost(const Napi::CallbackInfo& info) : Napi::ObjectWrap<RunHost>(inf
 RunHost::~RunHost() { Stop(); }
 
 void RunHost::Stop() {
+  {
+    std::lock_guard<std::mutex> lock(inbox_->mutex);
+    inbox_->vcpus.clear();
+    inbox_->inlined.reset();
+  }
+  for (auto& vcpu : vcpus_)
+    if (vcpu) vcpu->BeginStop();
+  vcpus_.clear();
+  inlined_ = told_ = nullptr;
   if (poller_.joinable()) {
     uint64_t one = 1;
     while (write(wake_, &one, sizeof one) < 0 && errno == EINTR) {
@@ -82,39 +76,112 @@ void RunHost::Stop() {
   }
   if (epoll_ >= 0) close(epoll_);
   if (wake_ >= 0) close(wake_);
-  epoll_ = wake_ = vcpu_ = -1;
-  std::lock_guard<std::mutex> lock(inbox_->mutex);
-  inbox_->runPages.reset();
+  epoll_ = wake_ = -1;
 }
 
 void RunHost::Close(const Napi::CallbackInfo&) { Stop(); }
 
 Napi::Value RunHost::AttachVcpu(const Napi::CallbackInfo& info) {
-  Mapping* mapping = Mapping::Unwrap(info[1].As<Napi::Object>());
-  std::shared_ptr<Pages> pages = mapping->pages();
-  if (!pages || pages->length < sizeof(kvm_run)) throw Napi::TypeError::New(info.Env(), "not a kvm_run mapping");
-  vcpu_ = info[0].As<Napi::Number>().Int32Value();
+  Napi::Env env = info.Env();
+  const int fd = info[0].As<Napi::Number>().Int32Value();
+  std::shared_ptr<Pages> pages = Mapping::Unwrap(info[1].As<Napi::Object>())->pages();
+  if (!pages || pages->length < sizeof(kvm_run)) throw Napi::TypeError::New(env, "not a kvm_run mapping");
+  const bool own = info[2].As<Napi::Boolean>().Value();
+  if (epoll_ < 0) throw Napi::Error::New(env, "the RunHost is closed");
+  if (inlined_ != nullptr) throw Napi::TypeError::New(env, "an inline vCPU is the only one");
+
+  size_t index = 0;
+  while (index < vcpus_.size() && vcpus_[index]) index++;
+  if (index == kMaxVcpus) throw Napi::RangeError::New(env, "too many vCPUs");
+  std::shared_ptr<Vcpu> vcpu;
+  if (own) {
+    Inbox* inbox = inbox_.get();  // outlives the thread: Stop() ends that
+    const uint32_t event = kVcpu | static_cast<uint32_t>(index);
+    try {
+      vcpu = std::make_shared<Vcpu>(fd, pages, inbox->halted, [inbox, event] { inbox->Post(&event, 1); });
+    } catch (const std::system_error& error) {
+      throw Napi::Error::New(env, std::string("no thread for a vCPU: ") + error.what());
+    }
+  } else {
+    for (auto& other : vcpus_)
+      if (other) throw Napi::TypeError::New(env, "an inline vCPU is the only one");
+    vcpu = std::make_shared<Vcpu>(fd, pages);
+    inlined_ = vcpu.get();
+    inlinedIndex_ = static_cast<int32_t>(index);
+  }
+  if (index == vcpus_.size()) vcpus_.emplace_back();
+  vcpus_[index] = vcpu;
   std::lock_guard<std::mutex> lock(inbox_->mutex);
-  inbox_->runPages = pages;
-  return info.Env().Undefined();
+  inbox_->vcpus = vcpus_;
+  if (!own) inbox_->inlined = vcpu;
+  return Napi::Number::New(env, static_cast<double>(index));
 }
 
-void RunHost::SetRunnable(const Napi::CallbackInfo& info) { runnable_ = info[0].As<Napi::Boolean>().Value(); }
+Vcpu* RunHost::At(const Napi::Value& index) {
+  const uint32_t i = index.As<Napi::Number>().Uint32Value();
+  return i < vcpus_.size() ? vcpus_[i].get() : nullptr;
+}
+
+void RunHost::DetachVcpu(const Napi::CallbackInfo& info) {
+  Vcpu* vcpu = At(info[0]);
+  if (vcpu == nullptr) return;
+  if (vcpu == inlined_) inlined_ = nullptr;
+  if (vcpu == told_) told_ = nullptr;
+  std::shared_ptr<Vcpu> last = std::move(vcpus_[info[0].As<Napi::Number>().Uint32Value()]);  // its thread ends with it
+  std::lock_guard<std::mutex> lock(inbox_->mutex);
+  inbox_->vcpus = vcpus_;
+  if (!inlined_) inbox_->inlined.reset();
+}
+
+void RunHost::SetRunnable(const Napi::CallbackInfo& info) {
+  Napi::Array indices = info[0].As<Napi::Array>();
+  const bool on = info[1].As<Napi::Boolean>().Value();
+  std::vector<Vcpu*> own;
+  for (uint32_t i = 0; i < indices.Length(); i++) {
+    Vcpu* vcpu = At(indices.Get(i));
+    if (vcpu == nullptr) continue;
+    vcpu->runnable = on;
+    if (!vcpu->inlined()) own.push_back(vcpu);
+  }
+  if (!on) {
+    for (Vcpu* vcpu : own) vcpu->BeginStop();
+    for (Vcpu* vcpu : own) vcpu->AwaitOwner();
+    return;
+  }
+  for (Vcpu* vcpu : own) {
+    if (vcpu->running() || vcpu == told_) continue;
+    if (!vcpu->hasExit()) {
+      vcpu->Go();
+    } else if (vcpu->deferred) {
+      vcpu->deferred = false;
+      for (size_t i = 0; i < vcpus_.size(); i++) {
+        const uint32_t event = kVcpu | static_cast<uint32_t>(i);
+        if (vcpus_[i].get() == vcpu) inbox_->Post(&event, 1);
+      }
+    }
+  }
+}
+
+Napi::Value RunHost::Failure(const Napi::CallbackInfo& info) {
+  Vcpu* vcpu = At(info[0]);
+  return Napi::Number::New(info.Env(), vcpu == nullptr ? EBADF : vcpu->error);
+}
 
 Napi::Value RunHost::Settle(const Napi::CallbackInfo& info) {
-  if (!inbox_->runPages) return Napi::Number::New(info.Env(), -EBADF);
-  int64_t value = 0;
-  __atomic_store_n(&run()->immediate_exit, 1, __ATOMIC_SEQ_CST);
-  if (ioctl(vcpu_, KVM_RUN, 0) >= 0) value = int64_t{run()->exit_reason} + 1;
-  else if (errno != EINTR && errno != EAGAIN) value = -errno;
+  Vcpu* vcpu = At(info[0]);
+  int32_t value = -EBADF;
+  if (vcpu != nullptr && !vcpu->running()) {
+    if (vcpu == told_) told_ = nullptr;
+    value = vcpu->Settle();
+  }
   if (inbox_->halted.load()) value = -ECANCELED;
-  return Napi::Number::New(info.Env(), value);  // next() clears immediate_exit
+  return Napi::Number::New(info.Env(), value);
 }
 
 Napi::Value RunHost::Watch(const Napi::CallbackInfo& info) {
   int fd = info[0].As<Napi::Number>().Int32Value();
   epoll_event event{};
-  event.data.u64 = info[1].As<Napi::Number>().Uint32Value() & (kReady - 1);
+  event.data.u64 = info[1].As<Napi::Number>().Uint32Value() & kMaxToken;
   event.events = info[2].As<Napi::Number>().Uint32Value() | EPOLLONESHOT;
   int result = epoll_ctl(epoll_, EPOLL_CTL_MOD, fd, &event);
   if (result != 0 && errno == ENOENT) result = epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &event);
@@ -146,65 +213,76 @@ void RunHost::Poll() {
   }
 }
 
-void RunHost::Inbox::Post(const uint32_t* tokens, size_t count) {
+void RunHost::Inbox::Post(const uint32_t* events, size_t count) {
   {
     std::lock_guard<std::mutex> lock(mutex);
-    ready.insert(ready.end(), tokens, tokens + count);
+    ready.insert(ready.end(), events, events + count);
     pending.store(true);
-    if (runPages) {
-      __atomic_store_n(&static_cast<kvm_run*>(runPages->address)->immediate_exit, 1, __ATOMIC_SEQ_CST);
-      if (inGuest.load()) pthread_kill(thread, KickSignal());
-    }
+    if (inlined) inlined->Kick();
   }
-  changed.notify_one();
+  posted.fetch_add(1);
+  waiter.Wake(posted);
 }
 
 void RunHost::Inbox::Halt(uint32_t token) {
   halted.store(true);
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    for (auto& vcpu : vcpus)
+      if (vcpu) vcpu->Kick();
+  }
   Post(&token, 1);
 }
 
-int64_t RunHost::Next() {
+int32_t RunHost::Next(bool wait) {
   Inbox& inbox = *inbox_;
+  if (epoll_ < 0) return -EBADF;
+  if (told_ != nullptr) {
+    Vcpu* vcpu = told_;
+    told_ = nullptr;
+    if (vcpu->runnable) vcpu->Go();
+  }
   for (;;) {
+    const uint32_t posted = inbox.posted.load();
     if (inbox.pending.load()) {
       std::lock_guard<std::mutex> lock(inbox.mutex);
-      if (!inbox.ready.empty()) {
-        uint32_t token = inbox.ready.front();
+      while (!inbox.ready.empty()) {
+        const uint32_t event = inbox.ready.front();
         inbox.ready.pop_front();
         if (inbox.ready.empty()) inbox.pending.store(false);
-        return kReady | token;
+        if ((event & kVcpu) == 0) return static_cast<int32_t>(kReady | event);
+        const uint32_t index = event & ~kVcpu;
+        Vcpu* vcpu = index < vcpus_.size() ? vcpus_[index].get() : nullptr;
+        // Taken by settle() meanwhile, or another vCPU's by now.
+        if (vcpu == nullptr || vcpu->inlined() || vcpu->running() || !vcpu->hasExit() || vcpu->deferred) continue;
+        if (inbox.halted.load()) continue;
+        if (!vcpu->runnable) {
+          vcpu->deferred = true;
+          continue;
+        }
+        told_ = vcpu;
+        return static_cast<int32_t>(index) << kReasonBits | vcpu->TakeExit();
       }
-      inbox.pending.store(false);
     }
-    if (!runnable_ || !inbox.runPages || inbox.halted.load()) {
-      std::unique_lock<std::mutex> lock(inbox.mutex);
-      if (epoll_ < 0) return -EBADF;
-      inbox.changed.wait(lock, [&inbox] { return !inbox.ready.empty(); });
+    if (!wait) return -EAGAIN;
+    if (inlined_ != nullptr && inlined_->runnable && !inbox.halted.load()) {
+      const int32_t exit = inlined_->Enter([&inbox] { return inbox.pending.load(); });
+      if (exit >= 0 && !inbox.halted.load()) return inlinedIndex_ << kReasonBits | exit;
       continue;
     }
-    inbox.inGuest.store(true);
-    __atomic_store_n(&run()->immediate_exit, 0, __ATOMIC_SEQ_CST);
-    if (inbox.pending.load()) {
-      inbox.inGuest.store(false);
-      continue;
-    }
-    int result = ioctl(vcpu_, KVM_RUN, 0);
-    int error = errno;
-    inbox.inGuest.store(false, std::memory_order_relaxed);
-    if (inbox.halted.load()) continue;
-    if (result >= 0) return run()->exit_reason;
-    // EINTR: kicked, or a signal of the process. EAGAIN: an application processor that got its SIPI (KVM API 4.10).
-    if (error != EINTR && error != EAGAIN) return -error;
+    inbox.waiter.WaitWhile(inbox.posted, posted);
   }
 }
 
 napi_value RunHost::Next(napi_env env, napi_callback_info info) {
   void* self;
-  napi_get_cb_info(env, info, nullptr, nullptr, nullptr, &self);
-  int64_t value = static_cast<RunHost*>(self)->Next();
+  size_t count = 1;
+  napi_value argument;
+  napi_get_cb_info(env, info, &count, &argument, nullptr, &self);
+  bool wait = true;
+  if (count > 0) napi_get_value_bool(env, argument, &wait);
   napi_value result;
-  napi_create_int32(env, static_cast<int32_t>(value), &result);
+  napi_create_int32(env, static_cast<RunHost*>(self)->Next(wait), &result);
   return result;
 }
 

@@ -1,53 +1,52 @@
-// The primitive under a machine's run loop: one call that blocks until something needs TypeScript.
+// The primitive under a machine thread's run loop: one call that blocks until something needs TypeScript.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <deque>
 #include <memory>
 #include <mutex>
 #include <napi.h>
-#include <pthread.h>
 #include <thread>
+#include <vector>
 
-#include "mapping.h"
-
-struct kvm_run;
+#include "futex.h"
+#include "vcpu.h"
 
 namespace tsvisor {
 
 // new RunHost(): starts the poller thread.
-//   .attachVcpu(fd, mapping)  the inline vCPU and its kvm_run mapping
-//   .setRunnable(bool)        false: next() only waits for descriptors (a paused machine)
+//   .attachVcpu(fd, mapping, own)  a vCPU and its kvm_run mapping; own: it gets a thread of its own, otherwise next() runs
+//                             it inline: then it is the only one. Returns its index, from 0. It does not run yet.
+//   .detachVcpu(index)        it is out of the guest, and its thread has ended
+//   .setRunnable(indices, on) lets vCPUs run, or has them all out of the guest when it returns. Exits that they still have
+//                             to tell are told once they run again, or by settle()
 //   .watch(fd, token, events) one-shot epoll interest; token 0..0xffff comes back from next(). Same fd again: re-arms.
 //   .unwatch(fd)
-//   .next()                   >= 0 and < 0x10000: KVM exit reason; 0x10000 | token: descriptor ready; < 0: -errno
-//   .settle()                 lets KVM finish the instruction of the last exit (KVM API 5: state is consistent only then)
-//                             and take kvm_dirty_regs, without running the guest: 0, an exit reason + 1, or -errno
-//                             Once another thread has halted the RunHost: -ECANCELED
-//   .close()                  joins the poller. Also done when the object or its environment goes.
-//
-// An inline vCPU is kicked out of KVM_RUN by the poller: it publishes the event, sets kvm_run->immediate_exit, then sends
-// a signal. next() clears immediate_exit before it looks at the events, so whichever order the two threads run in, either
-// next() sees the event or KVM_RUN sees immediate_exit (KVM API 5, "immediate_exit"); the signal only shortens a KVM_RUN
-// that is already under way.
+//   .next(wait)               >= 0 and < 0x40000000: index << 8 | KVM exit reason (0xff: KVM_RUN failed, see failure());
+//                             0x40000000 | token: descriptor ready; -EAGAIN: nothing yet, and it was not to wait.
+//                             A vCPU whose exit was told goes on with the next call
+//   .failure(index)           errno of KVM_RUN
+//   .settle(index)            lets KVM finish the instruction of the last exit (KVM API 5: state is consistent only then)
+//                             and take kvm_dirty_regs, without running the guest: 0, an exit reason + 1, or -errno. The
+//                             vCPU is not runnable. Once another thread has halted the RunHost: -ECANCELED
+//   .close()                  joins its threads. Also done when the object or its environment goes.
 class RunHost : public Napi::ObjectWrap<RunHost> {
  public:
   // Where other threads leave tokens for next(), and how they wake its thread. Whoever posts holds it.
   struct Inbox {
-    explicit Inbox(pthread_t owner) : thread(owner) {}
-    void Post(const uint32_t* tokens, size_t count);
-    // For good: the vCPU does not run any more, and what it did last is not reported, but the token.
+    void Post(const uint32_t* events, size_t count);
+    // For good: no vCPU runs any more, and what they did last is not reported, but the token.
     void Halt(uint32_t token);
 
-    const pthread_t thread;  // The only one that calls next(): the one that made the RunHost.
-    std::atomic<bool> inGuest{false};
     std::atomic<bool> pending{false};
     std::atomic<bool> halted{false};
-    std::mutex mutex;  // guards ready and, against who posts, runPages
-    std::condition_variable changed;
-    std::deque<uint32_t> ready;       // bounded: each token is posted once and then not before it was taken
-    std::shared_ptr<Pages> runPages;  // immediate_exit is written through it
+    std::atomic<uint32_t> posted{0};  // counts Post()s: what next() sleeps on
+    Waiter waiter;
+    std::mutex mutex;  // guards ready, vcpus and inlined
+    // Bounded: a token is posted once and then not before it was taken, as is a vCPU with an exit, as kVcpu | index.
+    std::deque<uint32_t> ready;
+    std::vector<std::shared_ptr<Vcpu>> vcpus;
+    std::shared_ptr<Vcpu> inlined;
   };
   std::shared_ptr<Inbox> inbox() const { return inbox_; }
 
@@ -57,13 +56,15 @@ class RunHost : public Napi::ObjectWrap<RunHost> {
 
  private:
   static napi_value Next(napi_env env, napi_callback_info info);
-  int64_t Next();
-  kvm_run* run() const { return static_cast<kvm_run*>(inbox_->runPages->address); }
+  int32_t Next(bool wait);
   void Poll();
   void Stop();
+  Vcpu* At(const Napi::Value& index);
 
   Napi::Value AttachVcpu(const Napi::CallbackInfo& info);
+  void DetachVcpu(const Napi::CallbackInfo& info);
   void SetRunnable(const Napi::CallbackInfo& info);
+  Napi::Value Failure(const Napi::CallbackInfo& info);
   Napi::Value Settle(const Napi::CallbackInfo& info);
   Napi::Value Watch(const Napi::CallbackInfo& info);
   Napi::Value Unwatch(const Napi::CallbackInfo& info);
@@ -72,10 +73,12 @@ class RunHost : public Napi::ObjectWrap<RunHost> {
   int epoll_ = -1;
   int wake_ = -1;  // eventfd that ends the poller
   std::thread poller_;
+  const std::shared_ptr<Inbox> inbox_ = std::make_shared<Inbox>();
 
-  int vcpu_ = -1;
-  bool runnable_ = false;
-  const std::shared_ptr<Inbox> inbox_;
+  std::vector<std::shared_ptr<Vcpu>> vcpus_;  // as the Inbox has them: those of next()'s thread
+  Vcpu* inlined_ = nullptr;
+  int32_t inlinedIndex_ = 0;
+  Vcpu* told_ = nullptr;  // has a thread, and its exit was told last
 };
 
 }  // namespace tsvisor

@@ -51,6 +51,7 @@ export {
 } from './machine/machine.js';
 export type { ReadyOptions } from './machine/machine-agent.js';
 export type { MachineState } from './machine/messages.js';
+export { SharedThread } from './machine/shared-thread.js';
 export type { MigrateOptions, MigrationCommon, MigrationProgress, MigrationResult } from './migration/options.js';
 export type { ReceiveOptions } from './migration/receive.js';
 export type { DriveOverride } from './snapshot/disks.js';

@@ -1,4 +1,3 @@
-import { setTimeout } from 'node:timers/promises';
 import type { ByteSink, ByteSource } from '../devices/host.js';
 import { addon } from '../kvm/addon.js';
 import { EPOLLIN, EPOLLOUT } from '../kvm/generated/abi.js';
@@ -7,8 +6,6 @@ import { type FdEvents, Timer } from '../machine/fd-events.js';
 const CAPACITY = 4096;
 /** How long output may wait for more to go with it, in microseconds: one system call a burst instead of one a byte. */
 const GATHER = 1000;
-/** Milliseconds between attempts of drain(). */
-const DRAIN_INTERVAL = 5;
 const EAGAIN = 11;
 
 /**
@@ -94,14 +91,10 @@ export class ByteStream implements ByteSink, ByteSource {
     return this.#outLength === 0;
   }
 
-  /** Resolves when everything written has reached the socket or nobody will read it. For after the run loop. */
-  async drain(): Promise<void> {
-    for (;;) {
-      this.#blocked = false;
-      this.flush();
-      if (this.drained) return;
-      await setTimeout(DRAIN_INTERVAL);
-    }
+  /** No more is written: `drained` follows, when the reader has taken what is left or is gone. */
+  drain(): void {
+    this.#timer.disarm();
+    this.flush();
   }
 
   close(): void {

@@ -1,4 +1,3 @@
-import { setTimeout } from 'node:timers/promises';
 import { addon } from '../kvm/addon.js';
 import { EPOLLIN, EPOLLOUT } from '../kvm/generated/abi.js';
 import type { FdEvents } from '../machine/fd-events.js';
@@ -11,8 +10,6 @@ export interface ConsoleSize {
   readonly columns: number;
 }
 
-/** Milliseconds between attempts of drain(). */
-const DRAIN_INTERVAL = 5;
 /** More than a queue of Linux' buffers of 32 KiB. */
 const MAX_REST = 4 << 20;
 /** Of one piece of output, for the tail. */
@@ -126,14 +123,22 @@ export class PortStream {
     for (const byte of this.#rest) this.tail?.put(byte);
   }
 
-  /** Resolves when the guest's last output has reached the socket or nobody will read it. For after the run loop. */
-  async drain(): Promise<void> {
-    for (let at = 0; at < this.#rest.length; ) {
-      const count = addon.write(this.#fd, this.#rest, at, this.#rest.length - at);
-      if (count >= 0) at += count;
-      else if (count === -EAGAIN) await setTimeout(DRAIN_INTERVAL);
-      else return;
+  /** Writes what end() took: `drained` follows, when the reader has taken it or is gone. For after the run loop. */
+  drain(): void {
+    while (!this.drained) {
+      const count = addon.write(this.#fd, this.#rest, 0, this.#rest.length);
+      if (count === -EAGAIN) {
+        this.onReady = () => this.drain();
+        this.#awaited = EPOLLOUT;
+        this.#watch(EPOLLOUT);
+        return;
+      }
+      this.#rest = count < 0 ? NOTHING : this.#rest.subarray(count);
     }
+  }
+
+  get drained(): boolean {
+    return this.#rest.length === 0;
   }
 
   #ready(): void {

@@ -17,18 +17,26 @@ export interface Mapping {
 
 /** The blocking primitive under a run loop; see addon/run_host.h. */
 export interface RunHost {
-  attachVcpu(vcpuFd: number, run: Mapping): void;
-  setRunnable(runnable: boolean): void;
+  /** @param ownThread false: next() runs it, and it is the only one. @returns its index, from 0. */
+  attachVcpu(vcpuFd: number, run: Mapping, ownThread: boolean): number;
+  detachVcpu(index: number): void;
+  /** false: they are all out of the guest when it returns. */
+  setRunnable(indices: readonly number[], runnable: boolean): void;
   /** Asks once for an event; 0 or -errno. */
   watch(fd: number, token: number, events: number): number;
   unwatch(fd: number): number;
-  /** A KVM exit reason, READY | token, or -errno. */
-  next(): number;
+  /**
+   * index << 8 | a KVM exit reason or RUN_FAILED, READY | token, or -errno: -EAGAIN when there is nothing.
+   * @param wait default true: until there is something.
+   */
+  next(wait?: boolean): number;
+  /** errno of a vCPU's KVM_RUN that failed. */
+  failure(index: number): number;
   /**
    * Lets KVM finish the instruction of the last exit without running the guest. @returns 0, an exit reason + 1 of an
    * instruction that needs another, or -errno: -ECANCELED of a vCPU that is not to run any more.
    */
-  settle(): number;
+  settle(index: number): number;
   close(): void;
 }
 
@@ -67,7 +75,9 @@ export interface NativePageFaults {
 }
 
 /** next() returned a watched descriptor's token in the low 16 bits. */
-export const READY = 0x10000;
+export const READY = 0x40000000;
+/** In place of an exit reason: KVM_RUN failed. */
+export const RUN_FAILED = 0xff;
 
 /** The native addon: mechanism only. Calls return -errno where they can fail; addon/syscalls.cc says more of each. */
 export interface Addon {

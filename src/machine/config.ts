@@ -14,8 +14,13 @@ export interface MachineConfig extends DeviceOptions {
   readonly append?: string;
   /** Guest RAM in bytes, a multiple of 4096; default 64 MiB. */
   readonly memory?: number;
-  /** Number of vCPUs, 1 to 254; default 1. */
+  /** Number of vCPUs, 1 to 254; default 1. KVM of the host may allow fewer. */
   readonly cpus?: number;
+  /**
+   * Whether the vCPU has a thread of its own, as several always have: the thread that has the devices then sleeps while
+   * the guest runs, but each exit costs a hand-over between the two. Default false.
+   */
+  readonly vcpuThreads?: boolean;
   /** What a guest's reset does: `restart` boots it again (default), `end` ends the machine. */
   readonly onReset?: 'restart' | 'end';
   /** Whether ttyS0 is the guest's console (default) or the port is left out. */
@@ -41,6 +46,7 @@ export interface ResolvedConfig extends DeviceConfig {
   readonly append: string;
   readonly memory: number;
   readonly cpus: number;
+  readonly vcpuThreads: boolean;
   readonly onReset: 'restart' | 'end';
   readonly serial: boolean;
   readonly console: 'ttyS0' | 'hvc0' | undefined;
@@ -62,6 +68,7 @@ const FIELDS: FieldsOf<MachineConfig> = {
   append: true,
   memory: true,
   cpus: true,
+  vcpuThreads: true,
   onReset: true,
   serial: true,
   console: true,
@@ -83,7 +90,8 @@ export function checkConfig(config: MachineConfig): void {
 
 /** Checks every field and fills in the defaults. @throws UsageError or MemoryError that names the field. */
 export function resolveConfig(config: ConfigWithImages): ResolvedConfig {
-  const { kernel, initrd, append = '', memory = DEFAULT_MEMORY, cpus = 1, onReset = 'restart', serial = true } = config;
+  const { kernel, initrd, append = '', memory = DEFAULT_MEMORY, cpus = 1, vcpuThreads = false } = config;
+  const { onReset = 'restart', serial = true } = config;
   if (typeof kernel !== 'string' || kernel === '') throw new UsageError('kernel: the path of a kernel is needed');
   if (initrd !== undefined && (typeof initrd !== 'string' || initrd === '')) {
     throw new UsageError('initrd: must be the path of an initial RAM disk');
@@ -98,7 +106,7 @@ export function resolveConfig(config: ConfigWithImages): ResolvedConfig {
   if (!(Number.isInteger(cpus) && cpus >= 1 && cpus <= MAX_CPUS)) {
     throw new UsageError(`cpus: ${cpus} is not a number of vCPUs; a machine has 1 to ${MAX_CPUS}`);
   }
-  if (cpus !== 1) throw new UsageError(`cpus: ${cpus} asked for, but this version runs machines of one vCPU`);
+  if (typeof vcpuThreads !== 'boolean') throw new UsageError(`vcpuThreads: ${vcpuThreads} is neither true nor false`);
   if (onReset !== 'restart' && onReset !== 'end')
     throw new UsageError(`onReset: ${onReset} is neither restart nor end`);
   if (typeof serial !== 'boolean') throw new UsageError(`serial: ${serial} is neither true nor false`);
@@ -109,7 +117,8 @@ export function resolveConfig(config: ConfigWithImages): ResolvedConfig {
     throw new UsageError('vsock: the agent needs it; leave it out, or set agent: false');
   const devices = resolveDevices(agent ? { ...config, vsock: config.vsock ?? true } : config);
   const console = resolveConsole(config.console, serial, devices);
-  return { kernel, initrd, append, memory, cpus, onReset, serial, console, agent, agentProgram, terminal, ...devices };
+  const guest = { kernel, initrd, append, memory, cpus, vcpuThreads, onReset };
+  return { ...guest, serial, console, agent, agentProgram, terminal, ...devices };
 }
 
 function resolveTerminal(terminal: MachineConfig['terminal']): MachineConfig['terminal'] {

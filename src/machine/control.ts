@@ -18,7 +18,6 @@ import type {
   SavePages,
 } from './messages.js';
 import { PageBatches } from './page-batches.js';
-import { settle } from './run-loop.js';
 import type { UserDevices } from './user-devices/user-devices.js';
 import type { VirtualMachine } from './virtual-machine.js';
 
@@ -82,6 +81,7 @@ export class Control implements Disposable {
 
   [Symbol.dispose](): void {
     this.#holdLimit.close();
+    this.#host.events.remove(this.#doorbell);
   }
 
   #receive(): void {
@@ -142,7 +142,7 @@ export class Control implements Disposable {
     }
     this.#letGo = this.#host.holdVcpus();
     this.#holding = id;
-    if (!settle(this.#machine, this.#host)) return; // the guest's end, or its reset: replaceMachine() tells
+    if (!this.#machine.settle()) return; // the guest's end, or its reset: replaceMachine() tells
     this.#holdLimit.arm(HOLD_LIMIT);
     const machine = this.#machine;
     machine.whenQuiet(() => {

@@ -2,21 +2,56 @@ import { errnoName, TsvisorError } from '../errors.js';
 import { addon, type RunHost } from '../kvm/addon.js';
 import { EPOLLIN } from '../kvm/generated/abi.js';
 
-/** What the run loop waits for beside the vCPU, mostly descriptors: each has a token and a handler on the machine thread. */
+/** Tokens that one call of watch() can carry. */
+const MAX_TOKENS = 0x10000;
+
+/** Who gets what next() tells of descriptors, on one machine thread. */
+export class Tokens {
+  readonly #handlers: ((() => void) | undefined)[] = [];
+  readonly #free: number[] = [];
+
+  /** @throws TsvisorError when the thread waits for as much as it can. */
+  allocate(handler: () => void): number {
+    const token = this.#free.pop() ?? this.#handlers.length;
+    if (token === MAX_TOKENS) {
+      throw new TsvisorError('ERR_INTERNAL', `a machine thread waits for at most ${MAX_TOKENS} descriptors`);
+    }
+    this.#handlers[token] = handler;
+    return token;
+  }
+
+  release(token: number): void {
+    this.#handlers[token] = undefined;
+    this.#free.push(token);
+  }
+
+  dispatch(token: number): void {
+    this.#handlers[token]?.();
+  }
+}
+
+/** What a machine waits for beside its vCPUs, mostly descriptors: each has a token and a handler on the machine thread. */
 export class FdEvents {
   readonly #host: RunHost;
-  readonly #handlers: ((() => void) | undefined)[] = [];
-  readonly #tokens = new Map<number, number>();
+  readonly #tokens: Tokens;
+  readonly #wrap: (handler: () => void) => () => void;
+  /** Of descriptors, by descriptor. */
+  readonly #watched = new Map<number, number>();
+  readonly #sources = new Set<number>();
 
-  constructor(host: RunHost) {
+  /** @param wrap makes of a handler what is called. */
+  constructor(host: RunHost, tokens = new Tokens(), wrap: (handler: () => void) => () => void = (handler) => handler) {
     this.#host = host;
+    this.#tokens = tokens;
+    this.#wrap = wrap;
   }
 
   /** For what a thread of the addon reports without a descriptor. @param make makes it, given where it is to report to. */
   addSource<T>(handler: () => void, make: (host: RunHost, token: number) => T): { source: T; remove: () => void } {
-    const token = this.#allocate(handler);
+    const token = this.#tokens.allocate(this.#wrap(handler));
+    this.#sources.add(token);
     const remove = () => {
-      this.#handlers[token] = undefined;
+      if (this.#sources.delete(token)) this.#tokens.release(token);
     };
     return { source: make(this.#host, token), remove };
   }
@@ -26,8 +61,8 @@ export class FdEvents {
    * again from the handler; error and hang-up are always reported. A handler may be called once too often.
    */
   add(fd: number, handler: () => void): (events: number) => void {
-    const token = this.#allocate(handler);
-    this.#tokens.set(fd, token);
+    const token = this.#tokens.allocate(this.#wrap(handler));
+    this.#watched.set(fd, token);
     return (events) => {
       const result = this.#host.watch(fd, token, events);
       if (result < 0) throw new TsvisorError('ERR_INTERNAL', `epoll on descriptor ${fd}: ${errnoName(-result)}`);
@@ -36,22 +71,22 @@ export class FdEvents {
 
   /** Forgets a descriptor; before it is closed. */
   remove(fd: number): void {
-    const token = this.#tokens.get(fd);
+    const token = this.#watched.get(fd);
     if (token === undefined) return;
     this.#host.unwatch(fd); // fails where it was never armed: as good
-    this.#handlers[token] = undefined;
-    this.#tokens.delete(fd);
+    this.#tokens.release(token);
+    this.#watched.delete(fd);
   }
 
   dispatch(token: number): void {
-    this.#handlers[token]?.();
+    this.#tokens.dispatch(token);
   }
 
-  #allocate(handler: () => void): number {
-    const free = this.#handlers.indexOf(undefined);
-    const token = free < 0 ? this.#handlers.length : free;
-    this.#handlers[token] = handler;
-    return token;
+  /** Forgets everything. */
+  close(): void {
+    for (const fd of [...this.#watched.keys()]) this.remove(fd);
+    for (const token of this.#sources) this.#tokens.release(token);
+    this.#sources.clear();
   }
 }
 

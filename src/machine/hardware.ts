@@ -10,6 +10,7 @@ import { layout } from './layout.js';
 class BareMachine implements Disposable {
   readonly kvm: Kvm;
   readonly vm: VmFd;
+  /** The boot processor. */
   readonly vcpu: VcpuFd;
   readonly #resources: Disposable[] = [];
 
@@ -57,7 +58,8 @@ export class Hardware implements Disposable {
   readonly kvm: Kvm;
   readonly vm: VmFd;
   readonly ram: GuestRam;
-  readonly vcpu: VcpuFd;
+  /** By number; the boot processor is the first. */
+  readonly vcpus: readonly VcpuFd[];
   /** What is made is released in reverse. */
   readonly #resources: Disposable[] = [];
   /** Releases a resource with the machine. */
@@ -66,14 +68,22 @@ export class Hardware implements Disposable {
     return resource;
   };
 
-  private constructor({ flavour, Assist }: Code, bare: BareMachine, memory: number, contents: RamContents) {
+  private constructor(
+    { flavour, Assist }: Code,
+    bare: BareMachine,
+    memory: number,
+    cpus: number,
+    contents: RamContents,
+  ) {
     const { kvm, vm, vcpu } = this.own(bare);
     this.flavour = flavour;
     this.Assist = Assist;
     this.kvm = kvm;
     this.vm = vm;
-    this.vcpu = vcpu;
+    const vcpus = [vcpu];
+    this.vcpus = vcpus;
     try {
+      while (vcpus.length < cpus) vcpus.push(this.own(vm.createVcpu(vcpus.length)));
       this.ram = this.own(new GuestRam(vm, memory, contents));
     } catch (error) {
       this[Symbol.dispose]();
@@ -82,11 +92,11 @@ export class Hardware implements Disposable {
   }
 
   /** @param memory bytes of RAM. @throws TsvisorError ERR_KVM…, MemoryError, SnapshotError */
-  static async create(memory: number, contents: RamContents): Promise<Hardware> {
+  static async create(memory: number, cpus: number, contents: RamContents): Promise<Hardware> {
     const code = await loadCode();
     const bare = Hardware.#prepared ?? new BareMachine(code);
     Hardware.#prepared = undefined;
-    return new Hardware(code, bare, memory, contents);
+    return new Hardware(code, bare, memory, cpus, contents);
   }
 
   /** Does ahead what a thread's first machine needs whatever it is: half of what a new VM takes is KVM's own time. */

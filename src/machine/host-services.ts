@@ -5,19 +5,21 @@ import { FrameStream } from '../backends/frame-stream.js';
 import { PortStream } from '../backends/port-stream.js';
 import { Tap } from '../backends/tap/tap.js';
 import { VsockChannel } from '../backends/vsock/channel.js';
-import { addon, type RunHost } from '../kvm/addon.js';
+import type { RunHost } from '../kvm/addon.js';
 import { type NetBackend, Offload } from '../virtio/net/backend.js';
 import { ConsoleTail } from './console-tail.js';
 import type { MachineEnd } from './end.js';
 import { FdEvents } from './fd-events.js';
 import type { DeviceReport, MachineMessage, MachineThreadData } from './messages.js';
 import { RateLimit, WARNINGS_PER_MINUTE } from './rate-limit.js';
+import type { LoopMember, RunLoop } from './run-loop.js';
 import { Statistics } from './statistics.js';
+import type { VcpuRunner } from './vcpu-runner.js';
 
-/** What outlives a guest's reset on a machine thread: the wait primitive, the host ends of devices, the counters. */
-export class HostServices implements Disposable {
-  readonly runHost: RunHost = new addon.RunHost();
-  readonly events = new FdEvents(this.runHost);
+/** What outlives a guest's reset on a machine thread: its place in the loop, the host ends of devices, the counters. */
+export class HostServices implements LoopMember, Disposable {
+  readonly runHost: RunHost;
+  readonly events: FdEvents;
   readonly statistics = new Statistics();
   readonly serial: ByteStream | undefined;
   /** What the guest's kernel said last: on ttyS0, or without it on hvc0. */
@@ -30,14 +32,24 @@ export class HostServices implements Disposable {
   readonly vsock: VsockChannel | undefined;
   readonly #post: (message: MachineMessage) => void;
   #end: MachineEnd | undefined;
+  #failure: Error | undefined;
+  #draining = false;
 
+  readonly #loop: RunLoop;
+  /** Whether each vCPU has a thread of its own. */
+  readonly #vcpuThreads: boolean;
+  readonly #vcpus: number[] = [];
   readonly #logs: boolean;
   #running = false;
   #holds = 0;
   readonly #guestWarnings = new RateLimit(WARNINGS_PER_MINUTE);
 
   /** @throws DriveError, NetworkError */
-  constructor(data: MachineThreadData, post: (message: MachineMessage) => void) {
+  constructor(loop: RunLoop, data: MachineThreadData, post: (message: MachineMessage) => void) {
+    this.#loop = loop;
+    this.runHost = loop.host;
+    this.events = new FdEvents(loop.host, loop.tokens, (handler) => loop.guard(this, handler));
+    this.#vcpuThreads = loop.shared || data.config.vcpuThreads || data.config.cpus > 1;
     this.#logs = data.logs;
     this.serial = data.config.serial ? new ByteStream(data.serial, this.events) : undefined;
     this.consoleTail = new ConsoleTail(data.consoleTail);
@@ -66,7 +78,41 @@ export class HostServices implements Disposable {
   /** Whether the machine is to run; held vCPUs wait all the same. */
   setRunning(running: boolean): void {
     this.#running = running;
-    this.runHost.setRunnable(running && this.#holds === 0);
+    this.runHost.setRunnable(this.#vcpus, running && this.#holds === 0);
+  }
+
+  /** @returns its index in the RunHost. It runs with the others. */
+  attachVcpu(runner: VcpuRunner): number {
+    const index = this.#loop.attachVcpu(runner, this.#vcpuThreads);
+    this.#vcpus.push(index);
+    return index;
+  }
+
+  detachVcpu({ index }: VcpuRunner): void {
+    this.#loop.detachVcpu(index);
+    this.#vcpus.splice(this.#vcpus.indexOf(index), 1);
+  }
+
+  /** The machine is ready to run. Resolves with why its guest ended. @throws what one of its events threw. */
+  async run(): Promise<MachineEnd> {
+    this.setRunning(this.#running);
+    await this.#loop.until(this);
+    if (this.#end) return this.#end;
+    throw this.#failure;
+  }
+
+  get due(): boolean {
+    if (this.#draining) return this.#drained;
+    return this.#end !== undefined || this.#failure !== undefined;
+  }
+
+  /** After the guest's end, nothing counts: memory may be lost. */
+  fail(error: Error): void {
+    if (!this.#end) this.#failure ??= error;
+  }
+
+  rest(): void {
+    this.runHost.setRunnable(this.#vcpus, false);
   }
 
   /**
@@ -104,9 +150,16 @@ export class HostServices implements Disposable {
     for (const port of this.consolePorts) port.end();
   }
 
-  /** Resolves when what the guest said last is in its sockets. */
+  /** Resolves when what the guest said last is in its sockets, or nobody will read it. After the guest's end. */
   async drain(): Promise<void> {
-    await Promise.all([this.serial?.drain(), ...this.consolePorts.map((port) => port.drain())]);
+    this.serial?.drain();
+    for (const port of this.consolePorts) port.drain();
+    this.#draining = true;
+    await this.#loop.until(this);
+  }
+
+  get #drained(): boolean {
+    return (this.serial?.drained ?? true) && this.consolePorts.every((port) => port.drained);
   }
 
   /**
@@ -151,7 +204,7 @@ export class HostServices implements Disposable {
     this.serial?.close();
     for (const network of this.networks) network[Symbol.dispose]();
     this.vsock?.[Symbol.dispose]();
-    this.runHost.close();
+    this.events.close();
     this.closeDrives();
   }
 }

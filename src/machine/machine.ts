@@ -47,6 +47,7 @@ import type { MemoryLayer } from './guest-ram.js';
 import type { MachineAgent, ReadyOptions } from './machine-agent.js';
 import type { MachineOrigin, MachineState } from './messages.js';
 import { RateLimit, WARNINGS_PER_MINUTE } from './rate-limit.js';
+import type { SharedThread } from './shared-thread.js';
 import { ThreadLink } from './thread-link.js';
 import { discardWhileUnread } from './unread-stream.js';
 import { UserNetworks } from './user-networks.js';
@@ -65,6 +66,8 @@ export interface MachineOptions {
   readonly onLog?: (level: 'debug' | 'info' | 'warn', message: string) => void;
   /** Ends the machine at once when it aborts; create() then rejects with its reason. */
   readonly signal?: AbortSignal;
+  /** Where its devices are, with those of other machines. Default: a thread of its own. */
+  readonly thread?: SharedThread;
   /** @internal Path of a Unix socket for its vsock, if it has one and the configuration names none. */
   readonly vsockSocket?: string | undefined;
 }
@@ -196,6 +199,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
         logs: options.onLog !== undefined,
         origin,
       },
+      options.thread,
       (notice) => {
         switch (notice.type) {
           case 'log':
@@ -241,14 +245,16 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
    * create().
    */
   static async restore(folder: string, options: RestoreOptions & MachineOptions = {}): Promise<Machine> {
-    const { onLog, signal, vsockSocket, ...rest } = options;
+    const { onLog, signal, thread, vsockSocket, ...rest } = options;
     signal?.throwIfAborted();
+    if (thread && rest.pages) throw new UsageError('thread: a machine with pages has a thread of its own');
     if (rest.verify && rest.pages) throw new UsageError('verify: with pages there is no memory file to be verified');
     await using snapshot = await OpenSnapshot.open(folder, rest.pages ? 'state' : 'files');
     if (rest.verify) await snapshot.verify();
     const machine = await Machine.#resurrect(snapshot.state, snapshot.layers, snapshot.path, rest, {
       ...(onLog && { onLog }),
       ...(signal && { signal }),
+      ...(thread && { thread }),
       vsockSocket,
     });
     if (rest.prefetch) machine.#prefetch = snapshot.prefetch();
@@ -277,9 +283,14 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     address: string,
     options: ReceiveOptions & Omit<RestoreOptions, 'track' | 'verify' | 'prefetch' | 'pages'> & MachineOptions,
   ): Promise<Machine> {
-    const { key, timeout, onProgress, onListening, onLog, signal, vsockSocket, ...rest } = options;
+    const { key, timeout, onProgress, onListening, onLog, signal, thread, vsockSocket, ...rest } = options;
     const { receiveMachine, ownFolders } = await import('../migration/receive.js');
-    const machineOptions = { ...(onLog && { onLog }), ...(signal && { signal }), vsockSocket };
+    const machineOptions = {
+      ...(onLog && { onLog }),
+      ...(signal && { signal }),
+      ...(thread && { thread }),
+      vsockSocket,
+    };
     let own: readonly string[] = [];
     const machine = await receiveMachine(address, {
       key,
@@ -500,7 +511,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
    * @throws as snapshot() and restore().
    */
   async fork(options: Omit<RestoreOptions, 'verify' | 'prefetch' | 'pages'> & MachineOptions = {}): Promise<Machine> {
-    const { onLog, signal, ...rest } = options;
+    const { onLog, signal, thread, ...rest } = options;
     const fd = addon.memfdCreate('tsvisor-fork', this.#config.memory);
     if (fd < 0) throw new MemoryError(`fork: the host has no memory for it (${errnoName(-fd)})`);
     const disks = await mkdtemp(join(tmpdir(), 'tsvisor-fork-'));
@@ -512,6 +523,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
       fork = await Machine.#resurrect(checked, layers, disks, rest, {
         ...(onLog && { onLog }),
         ...(signal && { signal }),
+        ...(thread && { thread }),
       });
       fork.#scratch.push(disks);
       return fork;

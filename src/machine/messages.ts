@@ -1,3 +1,4 @@
+import type { MessagePort } from 'node:worker_threads';
 import type { ConsoleSize } from '../backends/port-stream.js';
 import type { ErrorData } from '../errors.js';
 import type { ResolvedConfig } from './config.js';
@@ -6,9 +7,14 @@ import type { MemoryLayer } from './guest-ram.js';
 import type { PageSourceLink } from './page-faults.js';
 import type { SavedState } from './virtual-machine.js';
 
-/** What the main thread hands a new machine thread. */
+/** The first thing that a machine thread hears: its only machine, or the eventfd that says that machines have come. */
+export type ThreadOrder = MachineThreadData | { readonly shared: number };
+
+/** What the main thread hands a machine thread for each machine. */
 export interface MachineThreadData {
   readonly config: ResolvedConfig;
+  /** Where the machine's messages come and go. */
+  readonly port: MessagePort;
   /** eventfd that says there is a control message. Owned by the main thread, like the sockets. */
   readonly doorbell: number;
   readonly serial: number;
@@ -141,4 +147,6 @@ export type MachineMessage =
   | { readonly type: 'log'; readonly level: 'debug' | 'info' | 'warn'; readonly message: string }
   | { readonly type: 'reset' }
   | { readonly type: 'drive-error'; readonly drive: number; readonly message: string }
-  | { readonly type: 'ended'; readonly end: MachineEnd; readonly stats: MachineStats };
+  | { readonly type: 'ended'; readonly end: MachineEnd; readonly stats: MachineStats }
+  /** The last: it uses no descriptor of the main thread's any more. */
+  | { readonly type: 'gone' };

@@ -1,6 +1,6 @@
 import { Socket, type SocketConstructorOpts } from 'node:net';
 import type { Duplex } from 'node:stream';
-import type { Worker } from 'node:worker_threads';
+import { MessageChannel, type MessagePort, receiveMessageOnPort, type Worker } from 'node:worker_threads';
 import { atExit } from '../at-exit.js';
 import { errnoName, errorFromData, MachineError, TsvisorError } from '../errors.js';
 import { addon } from '../kvm/addon.js';
@@ -14,6 +14,7 @@ import type {
   MachineMessage,
   MachineThreadData,
 } from './messages.js';
+import type { SharedThread } from './shared-thread.js';
 import { takeThread } from './warm-threads.js';
 
 const DOORBELL = new Uint8Array(new BigUint64Array([1n]).buffer);
@@ -24,7 +25,7 @@ const READ_AHEAD = 64 * 1024;
 type Request = Omit<ControlRequest, 'id'>;
 
 /** What a thread says unasked. */
-type Notice = Exclude<MachineMessage, { type: 'ready' | 'failed' | 'reply' | 'refusal' | 'ended' }>;
+type Notice = Exclude<MachineMessage, { type: 'ready' | 'failed' | 'reply' | 'refusal' | 'ended' | 'gone' }>;
 
 /**
  * The main thread's side of a machine thread: the Worker, its doorbell, the sockets whose other ends it has, and requests
@@ -42,8 +43,13 @@ export class ThreadLink {
   readonly #ended = deferred<MachineEnd>();
   readonly #pending = new Map<number, Deferred<ControlAnswer>>();
   #nextId = 1;
+  #port: MessagePort | undefined;
+  /** Its thread, where that is its own. */
   #worker: Worker | undefined;
-  #exited: Promise<void> = Promise.resolve();
+  #shared: SharedThread | undefined;
+  /** Its thread has done with it. */
+  #gone: Promise<void> = Promise.resolve();
+  #sayGone = () => {};
   #built = false;
   /** eventfd of a page source that lets go of who waits for it. */
   #letGo: number | undefined;
@@ -95,24 +101,52 @@ export class ThreadLink {
     this.#descriptors.push(...descriptors);
   }
 
-  /** Starts the thread, which builds the machine. @param onNotice gets what it says unasked. */
-  start(data: Omit<MachineThreadData, 'doorbell'>, onNotice: (notice: Notice) => void): void {
-    const worker = takeThread();
-    worker.postMessage({ ...data, doorbell: this.#doorbell } satisfies MachineThreadData);
-    this.#worker = worker;
+  /**
+   * Starts the thread, or gives the machine to one that there is; it builds the machine.
+   * @param onNotice gets what it says unasked.
+   */
+  start(
+    data: Omit<MachineThreadData, 'doorbell' | 'port'>,
+    shared: SharedThread | undefined,
+    onNotice: (notice: Notice) => void,
+  ): void {
+    const { port1: here, port2: there } = new MessageChannel();
+    const order: MachineThreadData = { ...data, doorbell: this.#doorbell, port: there };
+    this.#port = here;
     this.#letGo = data.origin?.pages?.stop;
-    worker.on('message', (message: MachineMessage) => this.#receive(message, onNotice));
-    worker.on('error', (error) => this.#fail(crashed(error)));
+    here.on('message', (message: MachineMessage) => this.#receive(message, onNotice));
+    here.unref(); // its thread keeps the process
     // process.exit() waits for every Worker, and one inside KVM_RUN only leaves it when its doorbell rings.
     const forget = atExit(() => this.#send({ command: 'stop' }));
-    this.#exited = new Promise((resolve) => {
-      worker.on('exit', (code) => {
+    this.#gone = new Promise((resolve) => {
+      this.#sayGone = () => {
         forget();
-        this.#fail(crashed(new Error(`it exited with code ${code}`)));
+        here.close();
+        shared?.release(this);
         this.#closeDescriptors();
         resolve();
-      });
+      };
     });
+    if (shared) {
+      this.#shared = shared;
+      shared.take(this, order);
+      return;
+    }
+    const worker = takeThread();
+    this.#worker = worker;
+    worker.postMessage(order, [there]);
+    worker.on('error', (error) => this.#fail(crashed(error)));
+    worker.on('exit', (code) => {
+      // Nothing says that its last messages came before this.
+      for (let m = receiveMessageOnPort(here); m; m = receiveMessageOnPort(here)) this.#receive(m.message, onNotice);
+      this.lost(new Error(`it exited with code ${code}`));
+    });
+  }
+
+  /** The thread has died, or ended. */
+  lost(why: Error): void {
+    this.#fail(crashed(why));
+    this.#sayGone();
   }
 
   /** @throws TsvisorError ERR_MACHINE_STATE when the machine is over. */
@@ -137,13 +171,14 @@ export class ThreadLink {
     return !this.#built && !this.over;
   }
 
-  /** Ends the machine, then its thread, and releases everything. */
+  /** Ends the machine, then its thread if that is its own, and releases everything. */
   async close(): Promise<void> {
     if (!this.over) this.request({ command: 'stop' }).catch(() => {});
     // Its disks are closed then. A thread that is still building does not listen; one that has just built wakes up.
-    if (!this.building) await this.ended.catch(() => {});
+    if (!this.building || this.#shared) await this.ended.catch(() => {});
+    if (this.#shared) for (const stream of this.#streams) stream.destroy(); // what is unread keeps its end there
     await this.#worker?.terminate();
-    await this.#exited;
+    await this.#gone;
     this.#closeDescriptors();
     await Promise.all(this.#streams.map(destroyed));
   }
@@ -157,7 +192,7 @@ export class ThreadLink {
   }
 
   #post(request: ControlRequest | DeviceRequest): void {
-    this.#worker?.postMessage(request);
+    this.#port?.postMessage(request);
     addon.write(this.#doorbell, DOORBELL, 0, DOORBELL.length);
   }
 
@@ -186,6 +221,10 @@ export class ThreadLink {
         this.#final = { end: message.end, stats: message.stats };
         this.#settle(new TsvisorError('ERR_MACHINE_STATE', `the machine has ended (${message.end.message})`));
         this.#ended.resolve(message.end);
+        break;
+      case 'gone':
+        // A thread of its own ends now.
+        if (this.#shared) this.#sayGone();
         break;
       default:
         onNotice(message);

@@ -1,5 +1,4 @@
 import { renewGenerationId } from '../arch/x86_64/acpi/tables.js';
-import type { NestedAssist } from '../arch/x86_64/assist/nested-assist.js';
 import { shapeCpuid } from '../arch/x86_64/cpuid.js';
 import { setEntryState } from '../arch/x86_64/entry-state.js';
 import { restoreVcpu, saveVcpu, type VcpuState } from '../arch/x86_64/vcpu-state.js';
@@ -29,6 +28,7 @@ import { loadGuest } from './load-guest.js';
 import type { MachineOrigin } from './messages.js';
 import { PageFaults } from './page-faults.js';
 import type { UserDevices } from './user-devices/user-devices.js';
+import { VcpuRunner } from './vcpu-runner.js';
 import { addVirtioDevices } from './virtio-devices.js';
 
 /** PIC master and slave, IOAPIC. */
@@ -51,13 +51,13 @@ export interface SavedState {
 }
 
 /** Gives a new machine's KVM objects their saved state. @throws SnapshotError */
-function restoreKvm({ kvm, vm, vcpu }: Hardware, state: StateReader): void {
+function restoreKvm({ kvm, vm, vcpus }: Hardware, state: StateReader): void {
   const chips = state.list('irqchips', IRQCHIPS).map((chip) => chip.bytes('registers', IRQCHIP_BYTES));
   if (chips.length !== IRQCHIPS) state.refuse('irqchips', `are not ${IRQCHIPS}`);
   const pit = state.bytes('pit', abi.kvm_pit_state2.sizeof);
   const clock = state.bigint('clock');
-  const [saved] = state.list('vcpus', 1);
-  if (!saved) state.refuse('vcpus', 'are none');
+  const saved = state.list('vcpus', vcpus.length);
+  if (saved.length !== vcpus.length) state.refuse('vcpus', `are not ${vcpus.length}, as its configuration says`);
   try {
     vm.setIrqchips(chips);
     vm.setPit(pit);
@@ -66,35 +66,38 @@ function restoreKvm({ kvm, vm, vcpu }: Hardware, state: StateReader): void {
     if (!(cause instanceof KvmError)) throw cause;
     throw new SnapshotError(`snapshot: KVM of this host refuses it: ${cause.message}; it is damaged`, { cause });
   }
-  restoreVcpu(vcpu, saved, kvm.msrIndices());
+  const indices = kvm.msrIndices();
+  vcpus.forEach((vcpu, id) => {
+    restoreVcpu(vcpu, saved[id] as StateReader, indices);
+  });
 }
 
 /** One power-on of a machine: its KVM objects, memory and devices, from a kernel loaded to the guest's end. */
 export class VirtualMachine implements Disposable {
-  readonly vcpu: VcpuFd;
   readonly ports = new Bus('port');
   readonly mmio = new Bus('MMIO');
-  /** Only where KVM interprets the guest's kernel. */
-  readonly assist: NestedAssist | undefined;
 
   readonly #hardware: Hardware;
+  readonly #runners: VcpuRunner[] = [];
   #io: GuestIo | undefined;
 
-  private constructor(hardware: Hardware, assist: NestedAssist | undefined) {
-    this.vcpu = hardware.vcpu;
-    this.assist = assist;
+  private constructor(hardware: Hardware) {
     this.#hardware = hardware;
   }
 
   /** Builds a machine and loads its kernel. @throws TsvisorError of every kind that a configuration can cause. */
   static build(config: ResolvedConfig, host: HostServices, devices: UserDevices): Promise<VirtualMachine> {
     return VirtualMachine.#make(config, host, devices, {}, async (hardware) => {
-      const { kvm, vcpu, flavour } = hardware;
-      const cpuid = kvm.supportedCpuid();
-      shapeCpuid(cpuid, 0, config.cpus, flavour);
-      vcpu.setCpuid(cpuid);
+      const { kvm, vcpus, flavour } = hardware;
+      vcpus.forEach((vcpu, id) => {
+        const cpuid = kvm.supportedCpuid();
+        shapeCpuid(cpuid, id, vcpus.length, flavour);
+        vcpu.setCpuid(cpuid);
+      });
       host.statistics.phase('vmCreated');
-      setEntryState(vcpu, await loadGuest(hardware, config, devices));
+      // The others wait for its INIT and SIPI.
+      const bootProcessor = vcpus[0] as (typeof vcpus)[0];
+      setEntryState(bootProcessor, await loadGuest(hardware, config, devices));
       host.statistics.phase('kernelLoaded');
     });
   }
@@ -146,12 +149,12 @@ export class VirtualMachine implements Disposable {
     contents: RamContents,
     load: (hardware: Hardware) => Promise<void>,
   ): Promise<VirtualMachine> {
-    const hardware = await Hardware.create(config.memory, contents);
+    const hardware = await Hardware.create(config.memory, config.cpus, contents);
     try {
       await load(hardware);
-      const { vm, vcpu, ram, own } = hardware;
+      const { vm, vcpus, ram, own, Assist } = hardware;
       const { memory } = ram;
-      const machine = new VirtualMachine(hardware, hardware.Assist && new hardware.Assist(vcpu, memory));
+      const machine = new VirtualMachine(hardware);
       machine.#addDevices(vm, config, host);
       own(devices.powerOn(memory, vm, machine.mmio));
       if (virtioDeviceCount(config) + devices.virtio.length > 0) {
@@ -159,12 +162,18 @@ export class VirtualMachine implements Disposable {
         addVirtioDevices(machine.mmio, vm, { config, memory, io, host, own, devices: devices.virtio });
         machine.#io = io;
       }
-      host.runHost.attachVcpu(vcpu.fd, vcpu.run);
+      for (const vcpu of vcpus) {
+        machine.#runners.push(own(new VcpuRunner(vcpu, host, machine, Assist && new Assist(vcpu, memory))));
+      }
       return machine;
     } catch (error) {
       hardware[Symbol.dispose]();
       throw error;
     }
+  }
+
+  get vcpus(): readonly VcpuFd[] {
+    return this.#hardware.vcpus;
   }
 
   get ram(): GuestRam {
@@ -177,15 +186,24 @@ export class VirtualMachine implements Disposable {
     else callback();
   }
 
+  /**
+   * Brings the vCPUs, which do not run, to where their state is all in KVM. @returns whether the guest goes on after it:
+   * what a vCPU's last exit began may also be the guest's end.
+   */
+  settle(): boolean {
+    return this.#runners.every((runner) => runner.settle());
+  }
+
   /** Everything but the memory, as JSON. The vCPUs are stopped, their last exits settled, and the machine is quiet. */
   save(host: HostServices): SavedState {
-    const { kvm, vm, vcpu } = this.#hardware;
+    const { kvm, vm, vcpus } = this.#hardware;
     // What a vCPU writes of its clock comes into memory by KVM_KVMCLOCK_CTRL: memory is saved after this.
-    vcpu.notePause();
+    for (const vcpu of vcpus) vcpu.notePause();
+    const indices = kvm.msrIndices();
     return {
       console: bytesToState(host.consoleTail.bytes()),
       clock: vm.getClock().toString(16),
-      vcpus: [saveVcpu(vcpu, kvm.msrIndices())],
+      vcpus: vcpus.map((vcpu) => saveVcpu(vcpu, indices)),
       irqchips: vm.getIrqchips().map((registers) => ({ registers: bytesToState(registers) })),
       pit: bytesToState(vm.getPit()),
       devices: { ports: saveDevices(this.ports), mmio: saveDevices(this.mmio) },

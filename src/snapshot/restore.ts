@@ -88,6 +88,7 @@ const MAX_DEVICES = 64;
 const AS_SAVED: Readonly<Record<keyof ConfigWithImages, boolean>> = {
   append: true,
   cpus: true,
+  vcpuThreads: true,
   onReset: true,
   serial: true,
   console: true,

@@ -29,7 +29,8 @@ export class ManualEvents {
 
   constructor() {
     const host: RunHost = {
-      attachVcpu: () => {},
+      attachVcpu: () => 0,
+      detachVcpu: () => {},
       setRunnable: () => {},
       watch: (fd, token) => {
         this.#armed.set(fd, token);
@@ -37,6 +38,7 @@ export class ManualEvents {
       },
       unwatch: (fd) => (this.#armed.delete(fd) ? 0 : -2),
       next: () => -9,
+      failure: () => 9,
       settle: () => -9,
       close: () => {},
     };

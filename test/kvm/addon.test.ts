@@ -137,7 +137,7 @@ describe('RunHost without a vCPU', () => {
   test('refuses what is no kvm_run mapping', () => {
     const host = new addon.RunHost();
     const small = mapMemory(64, abi.PROT_READ | abi.PROT_WRITE, anonymous, -1, 'testing');
-    expect(() => host.attachVcpu(0, small)).toThrow(TypeError);
+    expect(() => host.attachVcpu(0, small, false)).toThrow(TypeError);
     host.close();
   });
 });

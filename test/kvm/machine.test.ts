@@ -1,8 +1,8 @@
 import { text } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
-import { expect, test } from 'vitest';
+import { afterAll, describe, expect, test } from 'vitest';
 import { detectKvmFlavour } from '#dist/arch/x86_64/assist/detect.js';
-import { Machine, type MachineConfig } from '#dist/index.js';
+import { Machine, type MachineConfig, SharedThread } from '#dist/index.js';
 import { guestProgram } from '../support/guest-program.js';
 import { describeKvm } from '../support/kvm.js';
 import { resources } from '../support/process-resources.js';
@@ -10,30 +10,45 @@ import { resources } from '../support/process-resources.js';
 const MiB = 2 ** 20;
 const GiB = 2 ** 30;
 
-async function runToEnd(assembly: string, config: Partial<MachineConfig> = {}) {
-  await using machine = await Machine.create({ kernel: guestProgram(assembly), memory: 4 * MiB, ...config });
-  await machine.start();
-  return await machine.wait();
-}
+/** Resolves when the guest has done port I/O more than so many times. */
+const exits = (machine: Machine, count: number) =>
+  expect.poll(async () => (await machine.metrics()).exits.io ?? 0, { timeout: 30_000 }).toBeGreaterThan(count);
 
-describeKvm('how a machine ends', () => {
-  test('the guest chooses an exit code', async () => {
-    expect(await runToEnd('mov al, 42; out DEBUG_EXIT, al')).toMatchObject({ reason: 'guest-exit', code: 42 });
-  });
+const thread = new SharedThread();
+afterAll(() => thread.close());
 
-  test('the guest powers off', async () => {
-    const end = await runToEnd('mov dx, SLEEP_CONTROL; mov al, 0x34; out dx, al');
-    expect(end).toMatchObject({ reason: 'guest-shutdown', code: 0 });
-  });
+/** Who runs a machine's vCPU, and its devices. */
+const MODES: [string, (config: MachineConfig) => Promise<Machine>][] = [
+  ['its vCPU inline', (config) => Machine.create(config)],
+  ['a thread for its vCPU', (config) => Machine.create({ ...config, vcpuThreads: true })],
+  ['a thread that it shares', (config) => Machine.create(config, { thread })],
+];
 
-  test('the guest resets and onReset is end', async () => {
-    const end = await runToEnd('mov al, 0xfe; out I8042, al', { onReset: 'end' });
-    expect(end).toMatchObject({ reason: 'guest-reset', code: null });
-  });
+describe.each(MODES)('with %s', (_, create) => {
+  async function runToEnd(assembly: string, config: Partial<MachineConfig> = {}) {
+    await using machine = await create({ kernel: guestProgram(assembly), memory: 4 * MiB, ...config });
+    await machine.start();
+    return await machine.wait();
+  }
 
-  test('a reset boots again: memory is new, the milestone of the first boot stays', async () => {
-    // The CMOS-less way to know a second boot: the host types a byte only after the first has reset.
-    const path = guestProgram(`
+  describeKvm('how a machine ends', () => {
+    test('the guest chooses an exit code', async () => {
+      expect(await runToEnd('mov al, 42; out DEBUG_EXIT, al')).toMatchObject({ reason: 'guest-exit', code: 42 });
+    });
+
+    test('the guest powers off', async () => {
+      const end = await runToEnd('mov dx, SLEEP_CONTROL; mov al, 0x34; out dx, al');
+      expect(end).toMatchObject({ reason: 'guest-shutdown', code: 0 });
+    });
+
+    test('the guest resets and onReset is end', async () => {
+      const end = await runToEnd('mov al, 0xfe; out I8042, al', { onReset: 'end' });
+      expect(end).toMatchObject({ reason: 'guest-reset', code: null });
+    });
+
+    test('a reset boots again: memory is new, the milestone of the first boot stays', async () => {
+      // The CMOS-less way to know a second boot: the host types a byte only after the first has reset.
+      const path = guestProgram(`
       mov al, 1
       out BOOT_TIMER, al
       mov dx, SERIAL + 3
@@ -61,68 +76,66 @@ describeKvm('how a machine ends', () => {
     stale:
       mov al, 99
       out DEBUG_EXIT, al`);
-    await using machine = await Machine.create({ kernel: path, memory: 4 * MiB });
-    let boots = 0;
-    machine.serial.on('data', (chunk: Buffer) => {
-      for (const byte of chunk) if (byte === 0x42 && ++boots === 3) machine.serial.write('x');
-    });
-    await machine.start();
-    expect(await machine.wait()).toMatchObject({ reason: 'guest-exit', code: 7 });
-    expect(boots).toBeGreaterThanOrEqual(3);
-  });
-
-  test('the guest’s CPU shuts down', async () => {
-    expect(await runToEnd('ud2')).toMatchObject({ reason: 'triple-fault', code: null });
-  });
-
-  test.runIf(detectKvmFlavour() === 'interpreted')('an instruction that nothing can complete is shown', async () => {
-    const end = await runToEnd('vpermd ymm1, ymm2, ymm3');
-    expect(end.reason).toBe('guest-instruction');
-    expect(end.message).toMatch(/0x100000: c4 e2 6d 36 cb \(vpermd /);
-  });
-
-  for (const [name, assembly] of [
-    ['spins', 'again: jmp again'],
-    ['halts with interrupts off', 'cli; hlt'],
-    ['does port I/O for ever', 'again: in al, 0x80; jmp again'],
-  ] as const) {
-    test(`the host stops a guest that ${name}`, async () => {
-      await using machine = await Machine.create({ kernel: guestProgram(assembly), memory: 4 * MiB });
+      await using machine = await create({ kernel: path, memory: 4 * MiB });
+      let boots = 0;
+      machine.serial.on('data', (chunk: Buffer) => {
+        for (const byte of chunk) if (byte === 0x42 && ++boots === 3) machine.serial.write('x');
+      });
       await machine.start();
-      await delay(50);
-      expect(await machine.stop()).toMatchObject({ reason: 'stopped' });
-      expect((await machine.metrics()).state).toBe('ended');
-      await expect(machine.start()).rejects.toMatchObject({ code: 'ERR_MACHINE_STATE' });
+      expect(await machine.wait()).toMatchObject({ reason: 'guest-exit', code: 7 });
+      expect(boots).toBeGreaterThanOrEqual(3);
     });
-  }
-});
 
-describeKvm('a machine', () => {
-  test('pauses, resumes and is asked', async () => {
-    const spin = guestProgram('again: in al, 0x80; jmp again');
-    await using machine = await Machine.create({ kernel: spin, memory: 4 * MiB });
-    expect((await machine.metrics()).state).toBe('created');
-    await expect(machine.pause()).rejects.toMatchObject({ code: 'ERR_MACHINE_STATE' });
-    await expect(machine.resume()).rejects.toMatchObject({ code: 'ERR_MACHINE_STATE' });
-    await machine.start();
-    await expect(machine.start()).rejects.toThrow('the machine is running, not created: it cannot start');
-    await delay(20);
-    await machine.pause();
-    const before = await machine.metrics();
-    await delay(50);
-    const after = await machine.metrics();
-    expect(before.state).toBe('paused');
-    expect(before.exits.io).toBeGreaterThan(10);
-    expect(after.exits).toEqual(before.exits);
-    await machine.resume();
-    await delay(20);
-    expect((await machine.metrics()).exits.io).toBeGreaterThan(before.exits.io as number);
+    test('the guest’s CPU shuts down', async () => {
+      expect(await runToEnd('ud2')).toMatchObject({ reason: 'triple-fault', code: null });
+    });
+
+    test.runIf(detectKvmFlavour() === 'interpreted')('an instruction that nothing can complete is shown', async () => {
+      const end = await runToEnd('vpermd ymm1, ymm2, ymm3');
+      expect(end.reason).toBe('guest-instruction');
+      expect(end.message).toMatch(/0x100000: c4 e2 6d 36 cb \(vpermd /);
+    });
+
+    for (const [name, assembly] of [
+      ['spins', 'again: jmp again'],
+      ['halts with interrupts off', 'cli; hlt'],
+      ['does port I/O for ever', 'again: in al, 0x80; jmp again'],
+    ] as const) {
+      test(`the host stops a guest that ${name}`, async () => {
+        await using machine = await create({ kernel: guestProgram(assembly), memory: 4 * MiB });
+        await machine.start();
+        await delay(50);
+        expect(await machine.stop()).toMatchObject({ reason: 'stopped' });
+        expect((await machine.metrics()).state).toBe('ended');
+        await expect(machine.start()).rejects.toMatchObject({ code: 'ERR_MACHINE_STATE' });
+      });
+    }
   });
 
-  test('has more than 4 GiB of memory around the MMIO hole', async () => {
-    // 5 GiB of RAM: 0 to 3, 4 to 6. The identity map ends at 4: the guest maps the first and the last 2 MiB beyond it.
-    const end = await runToEnd(
-      `
+  describeKvm('a machine', () => {
+    test('pauses, resumes and is asked', async () => {
+      const spin = guestProgram('again: in al, 0x80; jmp again');
+      await using machine = await create({ kernel: spin, memory: 4 * MiB });
+      expect((await machine.metrics()).state).toBe('created');
+      await expect(machine.pause()).rejects.toMatchObject({ code: 'ERR_MACHINE_STATE' });
+      await expect(machine.resume()).rejects.toMatchObject({ code: 'ERR_MACHINE_STATE' });
+      await machine.start();
+      await expect(machine.start()).rejects.toThrow('the machine is running, not created: it cannot start');
+      await exits(machine, 10);
+      await machine.pause();
+      const before = await machine.metrics();
+      await delay(50);
+      const after = await machine.metrics();
+      expect(before.state).toBe('paused');
+      expect(after.exits).toEqual(before.exits);
+      await machine.resume();
+      await exits(machine, before.exits.io as number);
+    });
+
+    test('has more than 4 GiB of memory around the MMIO hole', async () => {
+      // 5 GiB of RAM: 0 to 3, 4 to 6. The identity map ends at 4: the guest maps the first and the last 2 MiB beyond it.
+      const end = await runToEnd(
+        `
       mov qword ptr [0xa000 + 4 * 8], 0x200003
       mov qword ptr [0xa000 + 5 * 8], 0x201003
       mov rax, 0x100000083
@@ -157,15 +170,15 @@ describeKvm('a machine', () => {
       mov al, 0
     done:
       out DEBUG_EXIT, al`,
-      { memory: 5 * GiB },
-    );
-    expect(end).toMatchObject({ reason: 'guest-exit', code: 0 });
-  });
+        { memory: 5 * GiB },
+      );
+      expect(end).toMatchObject({ reason: 'guest-exit', code: 0 });
+    });
 
-  test('enters an ELF with a PVH note in 32-bit mode, with its start info and command line', async () => {
-    // Xen's start_info: magic at 0, version at 4, cmdline_paddr at 24.
-    const end = await runToEnd(
-      `
+    test('enters an ELF with a PVH note in 32-bit mode, with its start info and command line', async () => {
+      // Xen's start_info: magic at 0, version at 4, cmdline_paddr at 24.
+      const end = await runToEnd(
+        `
       .code32
       mov al, 1
       cmp dword ptr [ebx], 0x336ec578
@@ -190,14 +203,14 @@ describeKvm('a machine', () => {
       .long 4, 4, 18
       .asciz "Xen"
       .long _start`,
-      { append: 'pvh!', memory: 8 * MiB },
-    );
-    expect(end).toMatchObject({ reason: 'guest-exit', code: 0 });
-  });
+        { append: 'pvh!', memory: 8 * MiB },
+      );
+      expect(end).toMatchObject({ reason: 'guest-exit', code: 0 });
+    });
 
-  test('prints through its serial stream to the last byte, however slowly it is read', async () => {
-    const count = 20_000;
-    const path = guestProgram(`
+    test('prints through its serial stream to the last byte, however slowly it is read', async () => {
+      const count = 20_000;
+      const path = guestProgram(`
       mov ecx, ${count}
       xor ebx, ebx
     next:
@@ -213,17 +226,17 @@ describeKvm('a machine', () => {
       loop next
       mov al, 0
       out DEBUG_EXIT, al`);
-    await using machine = await Machine.create({ kernel: path, memory: 4 * MiB });
-    await machine.start();
-    await delay(100);
-    const printed = Buffer.from(await text(machine.serial.setEncoding('latin1')), 'latin1');
-    expect(printed.length).toBe(count);
-    expect(printed.every((byte, i) => byte === (i & 0xff))).toBe(true);
-    expect(await machine.wait()).toMatchObject({ code: 0 });
-  });
+      await using machine = await create({ kernel: path, memory: 4 * MiB });
+      await machine.start();
+      await delay(100);
+      const printed = Buffer.from(await text(machine.serial.setEncoding('latin1')), 'latin1');
+      expect(printed.length).toBe(count);
+      expect(printed.every((byte, i) => byte === (i & 0xff))).toBe(true);
+      expect(await machine.wait()).toMatchObject({ code: 0 });
+    });
 
-  test('string port I/O reaches the device byte by byte', async () => {
-    const path = guestProgram(`
+    test('string port I/O reaches the device byte by byte', async () => {
+      const path = guestProgram(`
       mov dx, SERIAL
       lea rsi, [rip + message]
       mov ecx, 5
@@ -231,53 +244,54 @@ describeKvm('a machine', () => {
       mov al, 0
       out DEBUG_EXIT, al
     message: .ascii "hello"`);
-    await using machine = await Machine.create({ kernel: path, memory: 4 * MiB });
-    await machine.start();
-    expect(await text(machine.serial)).toBe('hello');
-  });
-
-  test('rejects a configuration by field', async () => {
-    const kernel = '/nonexistent/vmlinux';
-    await expect(Machine.create({ kernel: '' })).rejects.toMatchObject({ code: 'ERR_USAGE' });
-    await expect(Machine.create({ kernel, memory: 5000 })).rejects.toThrow(/^memory: 5000/);
-    await expect(Machine.create({ kernel, memory: 4096 })).rejects.toMatchObject({ code: 'ERR_MEMORY' });
-    await expect(Machine.create({ kernel, cpus: 2 })).rejects.toThrow(/^cpus: 2/);
-    await expect(Machine.create({ kernel })).rejects.toMatchObject({ code: 'ERR_IMAGE' });
-  });
-
-  test('several run at once in one process', async () => {
-    const program = (code: number) =>
-      `mov ecx, 2000\nagain: in al, 0x80\nloop again\nmov al, ${code}\nout DEBUG_EXIT, al`;
-    const ends = await Promise.all([11, 22, 33, 44].map((code) => runToEnd(program(code))));
-    expect(ends.map((end) => end.code)).toEqual([11, 22, 33, 44]);
-  });
-});
-
-describeKvm('200 machines in one process', () => {
-  test('leave descriptors, threads, mappings and memory where they were', { timeout: 240_000 }, async () => {
-    const assembly = 'mov byte ptr [0x200000], 1; mov al, 0; out DEBUG_EXIT, al';
-    const cycle = async (i: number) => {
-      // Some end by themselves, some are stopped, some are never started, some fail to build.
-      if (i % 4 === 3) {
-        await expect(Machine.create({ kernel: '/nonexistent' })).rejects.toThrow();
-        return;
-      }
-      const consolePorts = [{ name: 'hvc0', console: true }, { name: 'port' }];
-      await using machine = await Machine.create({ kernel: guestProgram(assembly), memory: 8 * MiB, consolePorts });
-      if (i % 4 === 0) return;
+      await using machine = await create({ kernel: path, memory: 4 * MiB });
       await machine.start();
-      if (i % 4 === 1) await machine.stop();
-      else await machine.wait();
-    };
-    for (let i = 0; i < 20; i++) await cycle(i);
-    const before = resources();
-    for (let i = 0; i < 200; i++) await cycle(i);
-    await delay(100);
-    const after = resources();
-    expect(after.descriptors).toBe(before.descriptors);
-    expect(after.threads).toBe(before.threads);
-    // The allocators of V8 and libc keep some of what they once had; a machine would leave a hundred times that.
-    expect(after.mappings).toBeLessThan(before.mappings + 100);
-    expect(after.rssBytes).toBeLessThan(before.rssBytes + 32 * MiB);
+      expect(await text(machine.serial)).toBe('hello');
+    });
+
+    test('rejects a configuration by field', async () => {
+      const kernel = '/nonexistent/vmlinux';
+      await expect(create({ kernel: '' })).rejects.toMatchObject({ code: 'ERR_USAGE' });
+      await expect(create({ kernel, memory: 5000 })).rejects.toThrow(/^memory: 5000/);
+      await expect(create({ kernel, memory: 4096 })).rejects.toMatchObject({ code: 'ERR_MEMORY' });
+      await expect(create({ kernel, cpus: 0 })).rejects.toThrow(/^cpus: 0/);
+      await expect(create({ kernel })).rejects.toMatchObject({ code: 'ERR_IMAGE' });
+    });
+
+    test('several run at once in one process', async () => {
+      const program = (code: number) =>
+        `mov ecx, 2000\nagain: in al, 0x80\nloop again\nmov al, ${code}\nout DEBUG_EXIT, al`;
+      const ends = await Promise.all([11, 22, 33, 44].map((code) => runToEnd(program(code))));
+      expect(ends.map((end) => end.code)).toEqual([11, 22, 33, 44]);
+    });
+  });
+
+  describeKvm('200 machines in one process', () => {
+    test('leave descriptors, threads, mappings and memory where they were', { timeout: 240_000 }, async () => {
+      const assembly = 'mov byte ptr [0x200000], 1; mov al, 0; out DEBUG_EXIT, al';
+      const cycle = async (i: number) => {
+        // Some end by themselves, some are stopped, some are never started, some fail to build.
+        if (i % 4 === 3) {
+          await expect(create({ kernel: '/nonexistent' })).rejects.toThrow();
+          return;
+        }
+        const consolePorts = [{ name: 'hvc0', console: true }, { name: 'port' }];
+        await using machine = await create({ kernel: guestProgram(assembly), memory: 8 * MiB, consolePorts });
+        if (i % 4 === 0) return;
+        await machine.start();
+        if (i % 4 === 1) await machine.stop();
+        else await machine.wait();
+      };
+      for (let i = 0; i < 20; i++) await cycle(i);
+      const before = resources();
+      for (let i = 0; i < 200; i++) await cycle(i);
+      await delay(100);
+      const after = resources();
+      expect(after.descriptors).toBe(before.descriptors);
+      expect(after.threads).toBe(before.threads);
+      // The allocators of V8 and libc keep some of what they once had; a machine would leave a hundred times that.
+      expect(after.mappings).toBeLessThan(before.mappings + 100);
+      expect(after.rssBytes).toBeLessThan(before.rssBytes + 32 * MiB);
+    });
   });
 });

@@ -113,7 +113,7 @@ describeKvm('a vCPU that is saved and restored', () => {
     const u64 = () => random.u64();
     const canonical = () => random.u64() & 0x7fff_ffff_ffffn;
 
-    function disturb({ machine: { vcpu } }: Rig): void {
+    function disturb({ vcpu }: Rig): void {
       const regs = new Regs(BigUint64Array.from({ length: abi.kvm_regs.sizeof / 8 }, u64));
       regs.rip = canonical();
       regs.rflags = 2n | (u64() & 0xcd5n);
@@ -187,7 +187,7 @@ describeKvm('a vCPU that is saved and restored', () => {
         const events = new DataView(new ArrayBuffer(sizeof));
         for (const [at, value] of Object.entries(fields)) events.setUint8(Number(at), value);
         if (fields[exception_has_error_code as never]) events.setUint32(exception_error_code, 0x1234, true);
-        before.machine.vcpu.setEvents(events);
+        before.vcpu.setEvents(events);
         const saved = before.save(folder);
         const found = Buffer.from(saved.state.vcpus[0]?.events as string, 'base64');
         for (const [at, value] of Object.entries(fields))
@@ -200,7 +200,7 @@ describeKvm('a vCPU that is saved and restored', () => {
 
     test('halted, and so it stays', async () => {
       const before = await rig(HALTED);
-      before.run(1e6, () => before.machine.vcpu.getMpState() === 3);
+      before.run(1e6, () => before.vcpu.getMpState() === 3);
       const saved = before.save(folder);
       expect(saved.state.vcpus[0]?.mpState).toBe(3);
       const after = await rig(HALTED, saved);
@@ -230,7 +230,8 @@ describeKvm('a vCPU that is saved and restored', () => {
     const loop = 'c5fdd4c1c5f5efca48ffc975f3';
     const code = Buffer.from(`${loop}c4e37d39c301c5f97ed84289048741ffc04181e0ff3f0000b9a0860100ebd4`, 'hex');
     let guest = await rig(HALTED);
-    const { vcpu, ram } = guest.machine;
+    const { vcpu } = guest;
+    const { ram } = guest.machine;
     writeTables(ram.memory);
     ram.memory.write(bare.code, code);
     const regs = registers({ 1: 100_000n, 7: BigInt(bare.data) });
@@ -256,7 +257,7 @@ describeKvm('a vCPU that is saved and restored', () => {
     let seen = 0;
     for (let n = 0; n < CASES; n++) {
       guest.run(100 + random.below(3000));
-      const end = Number(guest.machine.vcpu.getRegs().gpr(8));
+      const end = Number(guest.vcpu.getRegs().gpr(8));
       for (; (seen & 0x3fff) !== end; seen++) {
         const value = guest.machine.ram.memory.readU32(bare.data + 4 * (seen & 0x3fff));
         expect(value, `${hint}, ${seen}`).toBe(next());
@@ -269,7 +270,7 @@ describeKvm('a vCPU that is saved and restored', () => {
   describe('is interrupted by what was to come', () => {
     const fires = async (prepare: (guest: Rig) => void, change?: (state: SavedState) => SavedState) => {
       const before = await rig(HALTED);
-      before.run(1e6, () => before.machine.vcpu.getMpState() === 3);
+      before.run(1e6, () => before.vcpu.getMpState() === 3);
       prepare(before);
       expect(before.out).toEqual([]);
       const after = await reborn(before, HALTED, change);
@@ -277,11 +278,11 @@ describeKvm('a vCPU that is saved and restored', () => {
       expect(after.out).toEqual([1]);
     };
     const withApic = (guest: Rig, fields: Record<number, number>) => {
-      const lapic = guest.machine.vcpu.getLapic();
+      const lapic = guest.vcpu.getLapic();
       const view = new DataView(lapic.buffer);
       view.setUint32(0xf0, 0x1ff, true); // enabled
       for (const [at, value] of Object.entries(fields)) view.setUint32(Number(at), value, true);
-      guest.machine.vcpu.setLapic(lapic);
+      guest.vcpu.setLapic(lapic);
     };
 
     test('the local APIC’s timer', () =>
@@ -289,7 +290,7 @@ describeKvm('a vCPU that is saved and restored', () => {
 
     test('the TSC deadline', () =>
       fires((guest) => {
-        const { vcpu } = guest.machine;
+        const { vcpu } = guest;
         withApic(guest, { 800: 0x4_0040 });
         vcpu.setMsr(0x6e0, (vcpu.getMsr(TSC) as bigint) + 600_000_000n);
       }));
@@ -324,10 +325,10 @@ describeKvm('a vCPU that is saved and restored', () => {
 
   test('has a TSC that goes on where it was: what was set, or the host’s where KVM leaves it as it is', async () => {
     const before = await rig(HALTED);
-    before.machine.vcpu.setMsr(TSC, 1n << 50n);
-    const then = before.machine.vcpu.getMsr(TSC) as bigint;
+    before.vcpu.setMsr(TSC, 1n << 50n);
+    const then = before.vcpu.getMsr(TSC) as bigint;
     const after = await reborn(before, HALTED);
-    const now = after.machine.vcpu.getMsr(TSC) as bigint;
+    const now = after.vcpu.getMsr(TSC) as bigint;
     expect(now).toBeGreaterThan(then);
     expect(now).toBeLessThan(then + (1n << 44n)); // hours
   });
@@ -336,7 +337,7 @@ describeKvm('a vCPU that is saved and restored', () => {
     const THEN = 10n ** 15n;
     const SYSTEM_TIME_NEW = 0x4b56_4d01;
     const before = await rig(HALTED);
-    before.machine.vcpu.setMsr(SYSTEM_TIME_NEW, 0x30_0001n);
+    before.vcpu.setMsr(SYSTEM_TIME_NEW, 0x30_0001n);
     const after = await reborn(before, HALTED, (state) => ({ ...state, clock: THEN.toString(16) }));
     after.run(5000);
     const shown = after.machine.ram.memory.readU64(0x30_0010); // struct pvclock_vcpu_time_info: system_time

@@ -58,8 +58,7 @@ export class BareGuest implements Disposable {
     const cpuid = this.kvm.supportedCpuid();
     adjust(cpuid);
     this.vcpu.setCpuid(cpuid);
-    this.#host.attachVcpu(this.vcpu.fd, this.vcpu.run);
-    this.#host.setRunnable(true);
+    this.#host.setRunnable([this.#host.attachVcpu(this.vcpu.fd, this.vcpu.run, false)], true);
   }
 
   /**

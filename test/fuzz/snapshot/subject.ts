@@ -1,14 +1,16 @@
 import { linkSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { MessageChannel } from 'node:worker_threads';
 import { printable } from '#dist/agent/guest-error.js';
 import { TsvisorError } from '#dist/errors.js';
 import { Machine } from '#dist/index.js';
 import { addon } from '#dist/kvm/addon.js';
 import { ConsoleTail } from '#dist/machine/console-tail.js';
+import type { MachineEnd } from '#dist/machine/end.js';
 import { Timer } from '#dist/machine/fd-events.js';
 import { HostServices } from '#dist/machine/host-services.js';
-import { runLoop, settle } from '#dist/machine/run-loop.js';
+import { RunLoop } from '#dist/machine/run-loop.js';
 import { UserDevices } from '#dist/machine/user-devices/user-devices.js';
 import { VirtualMachine } from '#dist/machine/virtual-machine.js';
 import { OpenSnapshot } from '#dist/snapshot/open.js';
@@ -110,6 +112,7 @@ export class SnapshotSubject implements Disposable {
     const problems: string[] = [];
     const data = {
       config,
+      port: new MessageChannel().port1,
       doorbell: -1,
       serial: socket(),
       consolePorts: config.consolePorts.map(socket),
@@ -120,7 +123,8 @@ export class SnapshotSubject implements Disposable {
       logs: true,
     };
     try {
-      using host = new HostServices(data, (message) => {
+      using loop = new RunLoop(false);
+      using host = new HostServices(loop, data, (message) => {
         if (message.type === 'log' && message.message.includes('internal error')) problems.push(message.message);
       });
       using devices = await UserDevices.load(config, host);
@@ -129,11 +133,12 @@ export class SnapshotSubject implements Disposable {
       const timer = new Timer(host.events, () => host.finish({ reason: 'stopped', code: null, message: 'time is up' }));
       timer.arm(RUN);
       host.setRunning(true);
-      const { reason } = runLoop(machine, host);
+      while (!host.due) loop.turn(true);
+      const { reason } = host.end as MachineEnd;
       timer.close();
       host.setRunning(false);
       host.clearEnd();
-      if (settle(machine, host)) machine.save(host);
+      if (machine.settle()) machine.save(host);
       if (problems.length > 0) throw new Violation(problems.join('\n'));
       return reason;
     } finally {

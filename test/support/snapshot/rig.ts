@@ -1,12 +1,14 @@
 import { closeSync, ftruncateSync, openSync } from 'node:fs';
 import { join } from 'node:path';
+import { MessageChannel } from 'node:worker_threads';
+import type { VcpuFd } from '#dist/kvm/vcpu.js';
 import { resolveConfig } from '#dist/machine/config.js';
 import { ConsoleTail } from '#dist/machine/console-tail.js';
 import { dirtyExtents } from '#dist/machine/dirty-extents.js';
 import { Timer } from '#dist/machine/fd-events.js';
 import type { MemoryLayer } from '#dist/machine/guest-ram.js';
 import { HostServices } from '#dist/machine/host-services.js';
-import { runLoop, settle } from '#dist/machine/run-loop.js';
+import { RunLoop } from '#dist/machine/run-loop.js';
 import { UserDevices } from '#dist/machine/user-devices/user-devices.js';
 import { type SavedState, VirtualMachine } from '#dist/machine/virtual-machine.js';
 import type { Json } from './folder.js';
@@ -25,11 +27,13 @@ export class Rig implements Disposable {
   readonly machine: VirtualMachine;
   /** What the guest wrote to OUT_PORT and nobody took yet. */
   readonly out: number[] = [];
+  readonly #loop: RunLoop;
   readonly #host: HostServices;
   readonly #devices: UserDevices;
   readonly #timer: Timer;
 
-  private constructor(host: HostServices, devices: UserDevices, machine: VirtualMachine) {
+  private constructor(loop: RunLoop, host: HostServices, devices: UserDevices, machine: VirtualMachine) {
+    this.#loop = loop;
     this.#host = host;
     this.#devices = devices;
     this.machine = machine;
@@ -44,14 +48,25 @@ export class Rig implements Disposable {
   static async create(kernel: string, memory: number, saved?: Saved): Promise<Rig> {
     const config = resolveConfig({ kernel, memory, serial: false, acpi: 'off' });
     const { buffer: consoleTail } = new ConsoleTail();
-    const data = { config, doorbell: -1, serial: -1, consolePorts: [], networks: [], vsock: undefined, logs: false };
-    const host = new HostServices({ ...data, consoleTail, origin: undefined }, () => {});
+    const { port1: port } = new MessageChannel();
+    const data = {
+      config,
+      port,
+      doorbell: -1,
+      serial: -1,
+      consolePorts: [],
+      networks: [],
+      vsock: undefined,
+      logs: false,
+    };
+    const loop = new RunLoop(false);
+    const host = new HostServices(loop, { ...data, consoleTail, origin: undefined }, () => {});
     const devices = await UserDevices.load(config, host);
     const origin = saved && { layers: saved.layers, machine: JSON.parse(JSON.stringify(saved.state)), track: false };
     const machine = origin
       ? await VirtualMachine.restore(config, host, devices, origin)
       : await VirtualMachine.build(config, host, devices);
-    return new Rig(host, devices, machine);
+    return new Rig(loop, host, devices, machine);
   }
 
   /** Runs the guest for so many microseconds, or until `done`; then its vCPU is settled. */
@@ -61,12 +76,17 @@ export class Rig implements Disposable {
     this.#host.setRunning(true);
     do {
       this.#timer.arm(slice);
-      const { reason, message } = runLoop(this.machine, this.#host);
+      while (!this.#host.due) this.#loop.turn(true);
+      const { reason, message } = this.#host.end ?? {};
       if (reason !== 'stopped') throw new Error(`${reason}: ${message}`);
       this.#host.clearEnd();
     } while (!done() && performance.now() < until);
     this.#host.setRunning(false);
-    if (!settle(this.machine, this.#host)) throw new Error('the guest ended');
+    if (!this.machine.settle()) throw new Error('the guest ended');
+  }
+
+  get vcpu(): VcpuFd {
+    return this.machine.vcpus[0] as VcpuFd;
   }
 
   /** What save() gives of all but the memory. */
@@ -100,6 +120,7 @@ export class Rig implements Disposable {
     this.machine[Symbol.dispose]();
     this.#devices[Symbol.dispose]();
     this.#host[Symbol.dispose]();
+    this.#loop[Symbol.dispose]();
   }
 
   #saveMemory(folder: string, pages: Uint8Array | undefined): number {

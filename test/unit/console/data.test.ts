@@ -367,13 +367,11 @@ describe('the end of the guest', () => {
   const end = async (rig: ConsoleRig, id: number): Promise<Buffer> => {
     for (const stream of rig.streams) stream.end();
     rig.driver.transport.reset();
-    const drained = rig.streams[id]?.drain();
+    const stream = rig.streams[id] as NonNullable<(typeof rig.streams)[number]>;
+    stream.drain();
     const parts: Buffer[] = [];
-    let done = false;
-    void drained?.then(() => {
-      done = true;
-    });
-    while (!done) {
+    while (!stream.drained) {
+      rig.pump();
       parts.push(rig.host(id).read(70_000));
       await new Promise((resolve) => setTimeout(resolve, 1));
     }

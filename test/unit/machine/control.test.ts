@@ -19,7 +19,8 @@ class Rig {
   readonly #port = new MessageChannel();
   #timer = -1;
   readonly #events = new FdEvents({
-    attachVcpu: () => {},
+    attachVcpu: () => 0,
+    detachVcpu: () => {},
     setRunnable: () => {},
     watch: (fd, token) => {
       if (token === TIMER) this.#timer = fd;
@@ -27,6 +28,7 @@ class Rig {
     },
     unwatch: () => 0,
     next: () => -9,
+    failure: () => 9,
     settle: () => 0,
     close: () => {},
   });
@@ -49,7 +51,6 @@ class Rig {
         this.holds++;
         return () => this.holds--;
       },
-      runHost: { settle: () => 0 },
       statistics: { snapshot: () => ({}) },
       get end() {
         return undefined;
@@ -67,7 +68,7 @@ class Rig {
 
   machine(): VirtualMachine {
     const whenQuiet = (callback: () => void) => this.quiet.push(callback);
-    return { whenQuiet, vcpu: { run: { buffer: new ArrayBuffer(0x3000) } } } as unknown as VirtualMachine;
+    return { whenQuiet, settle: () => true } as unknown as VirtualMachine;
   }
 
   /** @returns its id. */
