@@ -267,6 +267,30 @@ Napi::Value Socketpair(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// compareExchange16(bytes, words): LOCK CMPXCHG16B on 16 aligned bytes, of guest memory, say. words, four of 64 bits, are
+// what is expected and what is to be there then. Returns whether it was so; the first two say what was there.
+napi_value CompareExchange16(napi_env env, napi_callback_info info) {
+  size_t argc = 2;
+  napi_value argv[2];
+  napi_get_cb_info(env, info, &argc, argv, nullptr, nullptr);
+  uint8_t *bytes, *words;
+  size_t length, wordsLength;
+  if (argc != 2 || !BytesOf(env, argv[0], &bytes, &length) || !BytesOf(env, argv[1], &words, &wordsLength) ||
+      length != 16 || wordsLength != 32 || reinterpret_cast<uintptr_t>(bytes) % 16 != 0)
+    return Throw(env, "compareExchange16(16 aligned bytes, 4 words)");
+  uint64_t w[4];
+  memcpy(w, words, sizeof w);
+  bool equal;
+  asm volatile("lock cmpxchg16b %0"
+               : "+m"(*reinterpret_cast<uint8_t(*)[16]>(bytes)), "=@ccz"(equal), "+a"(w[0]), "+d"(w[1])
+               : "b"(w[2]), "c"(w[3])
+               : "memory");
+  memcpy(words, w, 16);
+  napi_value result;
+  napi_get_boolean(env, equal, &result);
+  return result;
+}
+
 // release(fd): another owner (a net.Socket, another Worker) closes it from now on. adopt(fd): this environment does.
 Napi::Value Release(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), Environment::Of(info.Env()).Release(info[0].As<Napi::Number>().Int32Value()));
@@ -290,6 +314,7 @@ void InitSyscalls(Napi::Env env, Napi::Object exports) {
   SetRaw(env, exports, "read", Read);
   SetRaw(env, exports, "write", Write);
   SetRaw(env, exports, "timerfdSet", TimerfdSet);
+  SetRaw(env, exports, "compareExchange16", CompareExchange16);
   exports.Set("open", Napi::Function::New(env, Open, "open"));
   exports.Set("ofdLock", Napi::Function::New(env, OfdLock, "ofdLock"));
   exports.Set("seekData", Napi::Function::New(env, SeekData, "seekData"));

@@ -84,6 +84,11 @@ export interface Addon {
   ioctl(fd: number, request: number, argument?: number | Bytes, pointerOffset?: number, pointee?: Bytes): number;
   read(fd: number, into: Uint8Array, offset: number, count: number): number;
   write(fd: number, from: Uint8Array, offset: number, count: number): number;
+  /**
+   * Compares 16 aligned bytes with two words and replaces them by another two if they are equal, as one step for other
+   * vCPUs too. @param words what is expected, then what is to be there; what was there is left in the first two.
+   */
+  compareExchange16(bytes: Uint8Array, words: BigUint64Array): boolean;
   timerfdCreate(): number;
   timerfdSet(fd: number, microseconds: number): number;
   open(path: string, flags: number): number;

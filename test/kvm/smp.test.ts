@@ -4,7 +4,7 @@ import { expect, test } from 'vitest';
 import { Machine, SharedThread } from '#dist/index.js';
 import { describeKvm } from '../support/kvm.js';
 import { resources } from '../support/process-resources.js';
-import { smpGuest } from '../support/smp-guest.js';
+import { parallelGuest, smpGuest } from '../support/smp-guest.js';
 import { temporaryFolder } from '../support/temporary-folder.js';
 
 const memory = 4 * 2 ** 20;
@@ -44,6 +44,43 @@ describeKvm('a machine of several vCPUs', () => {
     await using machine = await Machine.create({ kernel: smpGuest(cpus, EXIT), memory, cpus });
     await machine.start();
     expect(await machine.wait()).toMatchObject({ reason: 'guest-exit', code: 7 });
+  });
+
+  test('exclude each other in locked instructions, those of 16 bytes too', async () => {
+    const cpus = 4;
+    // Those of even numbers add 1 to both halves of a number, 2000 times, the others to its lower half by themselves.
+    const each = `
+      mov r8d, 2000
+      test edi, 1
+      jz once_more
+    lower_half:
+      lock inc qword ptr [0x72000]
+      dec r8d
+      jnz lower_half
+      jmp finished
+    once_more:
+      mov rax, [0x72000]
+      mov rdx, [0x72008]
+    again:
+      lea rbx, [rax + 1]
+      lea rcx, [rdx + 1]
+      lock cmpxchg16b [0x72000]
+      jnz again
+      dec r8d
+      jnz once_more
+      jmp finished`;
+    const then = `
+      mov al, 1
+      cmp qword ptr [0x72000], ${2000 * cpus}
+      jne told
+      cmp qword ptr [0x72008], ${1000 * cpus}
+      jne told
+      mov al, 0
+    told:
+      out DEBUG_EXIT, al`;
+    await using machine = await Machine.create({ kernel: parallelGuest(cpus, each, then), memory, cpus });
+    await machine.start();
+    expect(await machine.wait()).toMatchObject({ reason: 'guest-exit', code: 0 });
   });
 
   test('stand still when it is paused, and go on', async () => {

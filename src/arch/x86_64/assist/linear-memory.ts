@@ -75,6 +75,11 @@ export class LinearMemory {
     this.#transfer(offset, data, true);
   }
 
+  /** A live view of so many bytes from the start of the range, all on its first page, taken to be written now. */
+  slice(length: number): Uint8Array {
+    return this.#memory.slice((this.#frames[0] as number) + this.#start, length);
+  }
+
   #transfer(offset: number, data: Uint8Array, write: boolean): void {
     for (let done = 0; done < data.length; ) {
       const from = this.#start + offset + done;

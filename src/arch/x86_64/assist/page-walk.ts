@@ -93,12 +93,17 @@ function allowed(granted: number, executable: boolean, kind: number, user: boole
   return kind !== access.WRITE || (granted & WRITABLE) !== 0 || (!user && !paging.writeProtect);
 }
 
-/** SDM 3A 4.8. One vCPU runs while this does, so a plain read and write is as good as an atomic one. */
+/** SDM 3A 4.8. */
 function mark(memory: GuestMemory, path: number[], dirty: boolean): void {
   for (let i = 0; i < path.length; i++) {
     const at = path[i] as number;
-    const entry = memory.readU8(at);
-    const wanted = entry | ACCESSED | (dirty && i === path.length - 1 ? DIRTY : 0);
-    if (wanted !== entry) memory.writeU8(at, wanted);
+    const bits = ACCESSED | (dirty && i === path.length - 1 ? DIRTY : 0);
+    if ((memory.readU8(at) & bits) === bits) continue;
+    const entry = memory.slice(at, 1);
+    // Another vCPU may change the entry meanwhile: what it unmaps must stay so.
+    for (let found = entry[0] as number, seen = -1; found !== seen && found & PRESENT; ) {
+      seen = found;
+      found = Atomics.compareExchange(entry, 0, seen, seen | bits);
+    }
   }
 }

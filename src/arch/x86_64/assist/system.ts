@@ -1,3 +1,4 @@
+import { addon } from '../../../kvm/addon.js';
 import type { GuestCpu } from './cpu.js';
 import { generalProtection, Unsupported, undefinedOpcode } from './fault.js';
 import { PKRU } from './guest-cpuid.js';
@@ -114,22 +115,12 @@ function cmpxchg16b(cpu: GuestCpu, insn: Instruction): void {
   const linear = cpu.linearAddress(insn, 16, true);
   if (linear & 15n) throw generalProtection();
   cpu.open(linear, 16, access.WRITE); // it always writes, so a read-only page faults either way
-  const bytes = new Uint8Array(16);
-  cpu.memory.get(0, bytes);
-  const view = new DataView(bytes.buffer);
-  const low = view.getBigUint64(0, true);
-  const high = view.getBigUint64(8, true);
   const { regs } = cpu;
-  const equal = low === regs.gpr(0) && high === regs.gpr(2);
-  if (equal) {
-    // With LOCK this must be one step for other vCPUs too. One vCPU runs here, on this thread, so nothing comes between;
-    // vCPUs on threads of their own would need a native 16-byte compare-and-exchange.
-    view.setBigUint64(0, regs.gpr(3), true);
-    view.setBigUint64(8, regs.gpr(1), true);
-    cpu.memory.put(0, bytes);
-  } else {
-    regs.setGpr(0, low);
-    regs.setGpr(2, high);
+  const words = BigUint64Array.of(regs.gpr(0), regs.gpr(2), regs.gpr(3), regs.gpr(1));
+  const equal = addon.compareExchange16(cpu.memory.slice(16), words);
+  if (!equal) {
+    regs.setGpr(0, words[0] as bigint);
+    regs.setGpr(2, words[1] as bigint);
   }
   cpu.setFlags(rflags.ZF, equal ? rflags.ZF : 0n);
 }
