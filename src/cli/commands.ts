@@ -6,12 +6,21 @@ interface CommandModule<T> {
   handler(args: ArgumentsCamelCase<T>): void | Promise<void>;
 }
 
+/** What a parser throws when it has found which command is to run. If it ran it itself, it would also render its help. */
+export class Chosen {
+  readonly run: () => void | Promise<void>;
+
+  constructor(run: () => void | Promise<void>) {
+    this.run = run;
+  }
+}
+
 /** A command as the help lists it; its file is loaded only when it is the one that runs. */
 export interface Command {
   /** Name and positional arguments, as yargs writes them. */
   readonly usage: string;
   readonly describe: string;
-  /** Loads the command's file and tells a parser of its options. */
+  /** Loads the command's file and tells a parser of its options. It then throws Chosen instead of running the command. */
   register(parser: Argv): Promise<Argv>;
   /** Loads it and tells a parser, for nothing else, of its options and positional arguments. */
   declare(parser: Argv): Promise<void>;
@@ -23,7 +32,9 @@ function lazily<T>(usage: string, describe: string, load: () => Promise<CommandM
     describe,
     register: async (parser) => {
       const { builder, handler } = await load();
-      return parser.command(usage, describe, builder, handler);
+      return parser.command(usage, describe, builder, (args) => {
+        throw new Chosen(() => handler(args));
+      });
     },
     declare: async (parser) => {
       const { builder } = await load();

@@ -2,7 +2,7 @@ import { createRequire } from 'node:module';
 import type { Argv } from 'yargs';
 import { errorToData, UsageError } from '../errors.js';
 import { packageVersion } from '../package-version.js';
-import { COMMANDS, nameOf } from './commands.js';
+import { Chosen, COMMANDS, nameOf } from './commands.js';
 import { CLOSED_STDOUT_EXIT, ERROR_EXIT, exitCodeOf } from './exit-codes.js';
 import { SignalError } from './signals.js';
 
@@ -26,6 +26,7 @@ async function parserOf(args: readonly string[]): Promise<Argv> {
   const wanted = args.find((word) => !word.startsWith('-'));
   let parser = yargs(args)
     .scriptName('tsvisor')
+    .locale('en') // as all our own text
     .parserConfiguration({ 'boolean-negation': false, 'greedy-arrays': false, 'populate--': true })
     .middleware(lastOfEach, true)
     .usage('$0 <command>\n\nVirtual machines on KVM, with their devices in TypeScript.');
@@ -54,6 +55,18 @@ async function parserOf(args: readonly string[]): Promise<Argv> {
     });
 }
 
+/** @returns the command that is to run; nothing where yargs has answered itself. @throws UsageError */
+async function choose(args: readonly string[]): Promise<Chosen | undefined> {
+  const parser = await parserOf(args);
+  try {
+    parser.parseSync();
+  } catch (error) {
+    if (error instanceof Chosen) return error;
+    throw error;
+  }
+  return undefined;
+}
+
 /** The command line: parses, runs one command, and turns every failure into one line and an exit code. */
 export async function main(argv: readonly string[]): Promise<void> {
   let outputError: NodeJS.ErrnoException | undefined;
@@ -64,7 +77,7 @@ export async function main(argv: readonly string[]): Promise<void> {
   try {
     const args = argv.slice(2);
     if (args[0] === '__complete') await (await import('./complete.js')).complete(args.slice(1));
-    else await (await parserOf(args)).parseAsync();
+    else await (await choose(args))?.run();
   } catch (error) {
     if (error instanceof SignalError) process.exit(error.exitCode);
     const { code, message, stack } = errorToData(error);
