@@ -1,9 +1,6 @@
-import { createRequire } from 'node:module';
-import type { Argv } from 'yargs';
 import { COMMANDS, type Command, nameOf } from './commands.js';
 import { listMachines } from './machines/machine-folder.js';
-
-const yargs: (args: readonly string[]) => Argv = createRequire(import.meta.url)('yargs/yargs');
+import { yargs } from './yargs.js';
 
 /** What yargs knows of a command's options, by its methods for its own parts. */
 interface Inside {

@@ -1,13 +1,12 @@
-import { createRequire } from 'node:module';
+import type { Worker } from 'node:worker_threads';
 import type { Argv } from 'yargs';
 import { errorToData, UsageError } from '../errors.js';
+import { offerThread } from '../machine/warm-threads.js';
 import { packageVersion } from '../package-version.js';
 import { Chosen, COMMANDS, nameOf } from './commands.js';
 import { CLOSED_STDOUT_EXIT, ERROR_EXIT, exitCodeOf } from './exit-codes.js';
 import { SignalError } from './signals.js';
-
-// The CommonJS build: the other one breaks lines of help inside words.
-const yargs: (args: readonly string[]) => Argv = createRequire(import.meta.url)('yargs/yargs');
+import { yargs } from './yargs.js';
 
 /** Options that may be given several times; of any other the last one counts. */
 const REPEATABLE = ['_', '--', 'command', 'drive', 'env', 'e', 'net', 'port'];
@@ -67,8 +66,12 @@ async function choose(args: readonly string[]): Promise<Chosen | undefined> {
   return undefined;
 }
 
-/** The command line: parses, runs one command, and turns every failure into one line and an exit code. */
-export async function main(argv: readonly string[]): Promise<void> {
+/**
+ * The command line: parses, runs one command, and turns every failure into one line and an exit code.
+ * @param thread for the machine of the command
+ */
+export async function main(argv: readonly string[], thread?: Worker): Promise<void> {
+  if (thread) offerThread(thread);
   let outputError: NodeJS.ErrnoException | undefined;
   process.stdout.on('error', (error) => {
     outputError ??= error; // the running command may notice, too

@@ -62,7 +62,6 @@ async function runGuest(
 }
 
 const messages = parentPort as NonNullable<typeof parentPort>;
-const prepared = Hardware.prepare();
 
 function begin(order: ThreadOrder): void {
   if ('shared' in order) {
@@ -78,6 +77,5 @@ function begin(order: ThreadOrder): void {
   }
 }
 
-// A thread that ends while it loads leaves Node's descriptors of the modules open.
-messages.once('message', (order: ThreadOrder) => void prepared.then(() => begin(order)));
-await prepared;
+// Not before all is loaded: a thread that ends while it loads leaves Node's descriptors of the modules open.
+void Hardware.prepare().then(() => messages.once('message', begin));

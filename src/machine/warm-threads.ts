@@ -1,5 +1,6 @@
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { UsageError } from '../errors.js';
+import startThread from './start-thread.cjs';
 
 /** Each takes some 10 MiB. */
 const MAX_WARM = 64;
@@ -24,7 +25,7 @@ export function keepWarm(count: number): void {
 
 /** A thread for a machine, which waits for its MachineThreadData. The caller owns it. */
 export function takeThread(): Worker {
-  const worker = waiting.shift() ?? start();
+  const worker = waiting.shift() ?? startThread();
   worker.removeAllListeners();
   worker.ref();
   // Not before this machine has had its turn.
@@ -41,19 +42,17 @@ export function warmUp(): void {
 }
 
 function fill(count = wanted): void {
-  while (waiting.length < count) {
-    const worker = start();
-    worker.unref();
-    const forget = () => {
-      const index = waiting.indexOf(worker);
-      if (index >= 0) waiting.splice(index, 1);
-    };
-    worker.once('error', forget); // whoever needs one will see the error of his own
-    worker.once('exit', forget);
-    waiting.push(worker);
-  }
+  while (waiting.length < count) offerThread(startThread());
 }
 
-function start(): Worker {
-  return new Worker(new URL('./machine-thread.js', import.meta.url), { name: 'tsvisor-machine', execArgv: [] });
+/** Adds one that was started elsewhere. */
+export function offerThread(worker: Worker): void {
+  worker.unref();
+  const forget = () => {
+    const index = waiting.indexOf(worker);
+    if (index >= 0) waiting.splice(index, 1);
+  };
+  worker.once('error', forget); // whoever needs one will see the error of his own
+  worker.once('exit', forget);
+  waiting.push(worker);
 }

@@ -100,7 +100,7 @@ export class PageSourceThread {
   async #start(data: Omit<PageSourceThreadData, 'channel'>): Promise<void> {
     const there = this.#descriptors.pop() as number;
     addon.release(there); // the thread closes it
-    const worker = new Worker(new URL('./page-source-thread.js', import.meta.url), {
+    const worker = new Worker(new URL('../snapshot/page-source-thread.js', import.meta.url), {
       name: 'tsvisor-pages',
       workerData: { ...data, channel: there } satisfies PageSourceThreadData,
       execArgv: [],

@@ -134,6 +134,11 @@ describeKvm('a bare guest with devices of the program', () => {
     expect(end.code).toBe(77);
   });
 
+  test('has them know its memory, and the errors of that, by the public classes', async () => {
+    const end = await run(`mov edx, FIRST\n mov eax, [rdx + 0x10] ${exit}`, [probe]);
+    expect(end.code).toBe(1);
+  });
+
   test('that resets itself resets the devices, which stay the same', async () => {
     const end = await run(
       `

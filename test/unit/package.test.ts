@@ -42,7 +42,7 @@ describe('the package', () => {
     const paths = packed.files.map(({ path }) => path);
     for (const path of paths) {
       expect(path).toMatch(/^(addon|bin|dist|docs|guest-images)\/|^(LICENSE|README\.md|package\.json)$/);
-      expect(path).not.toMatch(/\.map$|\.stamp|^addon\/build|\btest\b/);
+      expect(path).not.toMatch(/\.map$|\.cache$|\.stamp|^addon\/build|\btest\b/);
     }
     const { exports, bin } = JSON.parse(readFileSync('package.json', 'utf8'));
     const targets = Object.values(exports).flatMap((target) =>

@@ -1,9 +1,9 @@
 import type { Bus } from '../../bus/bus.js';
-import { MmioDevice } from '../../device/mmio-device.js';
-import { VirtioDevice } from '../../device/virtio-device.js';
+import type { MmioDevice } from '../../device/mmio-device.js';
+import type { VirtioDevice } from '../../device/virtio-device.js';
 import { DeviceError } from '../../errors.js';
 import type { VmFd } from '../../kvm/vm.js';
-import type { GuestMemory } from '../../memory/guest-memory.js';
+import { GuestMemory, GuestMemoryRangeError } from '../../memory/guest-memory.js';
 import type { ResolvedConfig } from '../config.js';
 import { type ResolvedDevice, virtioDeviceCount } from '../device-config.js';
 import { gsi, layout, MAX_VIRTIO_DEVICES, virtioSlot } from '../layout.js';
@@ -13,6 +13,9 @@ import { describe, type UserDeviceServices } from './user-device.js';
 import { UserVirtio } from './virtio.js';
 
 const PAGE = 4096;
+
+/** In a bundle, what stands for import() of anything outside; see src/bundle.cts. */
+declare const importModule: ((url: string) => Promise<unknown>) | undefined;
 
 /** Devices that the user of a machine wrote, on the machine thread. They outlive a reset of the guest. */
 export class UserDevices implements Disposable {
@@ -93,10 +96,11 @@ export class UserDevices implements Disposable {
 
 async function load(index: number, config: ResolvedDevice, services: UserDeviceServices) {
   const { name, module, exportName, options } = config;
+  const { VirtioDevice, MmioDevice } = await publicClasses();
   const broken = (what: string, cause?: unknown) => new DeviceError(`device '${name}' (${module}): ${what}`, { cause });
   let namespace: Record<string, unknown>;
   try {
-    namespace = (await import(module)) as Record<string, unknown>;
+    namespace = (await importOutside(module)) as Record<string, unknown>;
   } catch (error) {
     throw broken(`it cannot be loaded: ${describe(error)}`, error);
   }
@@ -117,6 +121,23 @@ async function load(index: number, config: ResolvedDevice, services: UserDeviceS
   }
   if (problem) throw broken(problem);
   return host;
+}
+
+/**
+ * The classes that a user's module gets from tsvisor/device. Those of a bundle are others, which no module can import: what
+ * a device is given, and what that throws, are made instances of the public ones too.
+ */
+async function publicClasses(): Promise<typeof import('../../device/index.js')> {
+  if (typeof importModule === 'undefined') return await import('../../device/index.js');
+  const url = new URL('../device/index.js', import.meta.url).href; // from the bundle
+  const classes = (await importModule(url)) as typeof import('../../device/index.js');
+  Object.setPrototypeOf(GuestMemory.prototype, classes.GuestMemory.prototype);
+  Object.setPrototypeOf(GuestMemoryRangeError.prototype, classes.GuestMemoryRangeError.prototype);
+  return classes;
+}
+
+function importOutside(url: string): Promise<unknown> {
+  return typeof importModule === 'undefined' ? import(url) : importModule(url);
 }
 
 function isSubclass(value: unknown, base: typeof VirtioDevice | typeof MmioDevice): boolean {

@@ -1,10 +1,11 @@
 // @ts-check
-import { MmioDevice } from 'tsvisor/device';
+import { GuestMemory, GuestMemoryRangeError, MmioDevice } from 'tsvisor/device';
 
 /**
  * An MMIO device for bare guests. Written: 0 raises the interrupt, 4 lowers it, 8 pulses it, 0xc posts as many messages
  * as the value, 0x10 throws, 0x14 arms the timer for so many microseconds, which raises the interrupt. Read: 0 how many
- * resets there were, 4 messages refused, 8 what the program sent last, 0xc how often there was room again.
+ * resets there were, 4 messages refused, 8 what the program sent last, 0xc how often there was room again, 0x10 whether
+ * guest memory and its errors are of the public classes.
  */
 export default class Probe extends MmioDevice {
   size = 0x20;
@@ -16,7 +17,17 @@ export default class Probe extends MmioDevice {
 
   /** @param {number} offset */
   read(offset) {
+    if (offset === 0x10) return Number(this.#knowsClasses());
     return [this.resets, this.refused, this.last, this.drained][offset >> 2] ?? 0;
+  }
+
+  #knowsClasses() {
+    try {
+      this.memory.readU8(2 ** 40);
+      return false;
+    } catch (error) {
+      return error instanceof GuestMemoryRangeError && this.memory instanceof GuestMemory;
+    }
   }
 
   /** @param {number} offset @param {number} value */

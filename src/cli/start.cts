@@ -1,0 +1,17 @@
+import path = require('node:path');
+import type { Worker } from 'node:worker_threads';
+import bundle = require('../bundle.cjs');
+import startThread = require('../machine/start-thread.cjs');
+
+/** What bin/tsvisor.js runs. */
+interface Program {
+  main(argv: readonly string[], thread: Worker | undefined): Promise<void>;
+}
+
+const [, , command = '', ...args] = process.argv;
+const host = ['run', 'restore'].includes(command) && !args.some((word) => /^(-d|--detach|-h|--help)$/.test(word));
+// A machine's thread takes longer to start than all the rest: it does so while this thread reads the command line.
+const thread = host ? startThread() : undefined;
+
+if (bundle.bundled) void (bundle.run(path.join(__dirname, 'main.cjs'), require) as Program).main(process.argv, thread);
+else void import('./main.js').then(({ main }) => main(process.argv, thread));
