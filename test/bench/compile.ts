@@ -27,9 +27,9 @@ export function compileUserGuest(name: string): string {
   return compile(join(folder, name), [...GUEST_FLAGS, ...C_FLAGS, ...GUEST_C_FLAGS], join(folder, 'user-mode.S'));
 }
 
-/** Compiles reference/NAME to a program for this host. @returns its path. */
-export function compileReference(name: string): string {
-  return compile(join(import.meta.dirname, 'reference', name), C_FLAGS);
+/** Compiles reference/NAME to a program for this host. @param flags of the compiler, beside those for all. @returns its path. */
+export function compileReference(name: string, flags: readonly string[] = []): string {
+  return compile(join(import.meta.dirname, 'reference', name), [...C_FLAGS, ...flags]);
 }
 
 /** Compiled once for each content of the sources and set of flags, and kept in the user's cache directory. */

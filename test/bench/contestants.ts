@@ -38,12 +38,16 @@ export const QEMU = 'qemu-system-x86_64';
 /** What QEMU's isa-debug-exit makes of code 0: (code << 1) | 1. */
 export const QEMU_EXIT = 1;
 
-/** QEMU's smallest machine, with a kernel by the PVH protocol that ends by port 0xf4. @param memory in MiB. */
-export function qemuArguments(kernel: string, memory: number, serial: boolean): string[] {
+/**
+ * QEMU's smallest machine, with a kernel by the PVH protocol that ends by port 0xf4.
+ * @param memory in MiB. @param legacy with the interrupt controller and timer of a PC, which Linux looks for.
+ */
+export function qemuArguments(kernel: string, memory: number, serial: boolean, legacy = false): string[] {
   // A nested KVM that interprets refuses the MSR behind this feature, and QEMU then refuses to start.
   const cpu = detectKvmFlavour() === 'interpreted' ? 'host,-arch-capabilities' : 'host';
   // Without ACPI it tells the kernel by its command line where its virtio devices are.
-  const machine = `microvm,acpi=off,x-option-roms=off,rtc=off,pit=off,pic=off,isa-serial=${serial ? 'on' : 'off'}`;
+  const old = legacy ? 'on' : 'off';
+  const machine = `microvm,acpi=off,x-option-roms=off,rtc=off,pit=${old},pic=${old},isa-serial=${serial ? 'on' : 'off'}`;
   return [
     ...['-M', machine, '-nodefaults', '-no-user-config', '-nographic', '-enable-kvm', '-cpu', cpu, '-m', `${memory}`],
     ...['-global', 'virtio-mmio.force-legacy=false', '-device', 'isa-debug-exit,iobase=0xf4,iosize=0x01'],

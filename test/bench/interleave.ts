@@ -20,3 +20,20 @@ export async function interleave<Name extends string>(
   }
   return samples;
 }
+
+/** Has each do the thing once, which does not count. @returns those that can, and why the others cannot. */
+export async function whoCan<Name extends string, Does extends () => unknown>(
+  contestants: Readonly<Partial<Record<Name, Does>>>,
+): Promise<{ able: Partial<Record<Name, Does>>; absent: Partial<Record<Name, string>> }> {
+  const able: Partial<Record<Name, Does>> = {};
+  const absent: Partial<Record<Name, string>> = {};
+  for (const [name, does] of Object.entries(contestants) as [Name, Does][]) {
+    try {
+      await does();
+      able[name] = does;
+    } catch (error) {
+      absent[name] = error instanceof Error ? error.message : String(error);
+    }
+  }
+  return { able, absent };
+}

@@ -1,5 +1,5 @@
-/** The programs that a bench compares tsvisor with. */
-export type Peer = 'c' | 'node' | 'qemu';
+/** The programs that a bench compares tsvisor with; `host` is the same program without a machine around it. */
+export type Peer = 'c' | 'node' | 'host' | 'qemu' | 'kvmtool' | 'firecracker';
 
 /** Everything that a bench measured for one thing: a sample for each time it was done. */
 export interface Measurement {
@@ -8,9 +8,11 @@ export interface Measurement {
   readonly better: 'lower' | 'higher';
   readonly tsvisor: readonly number[];
   readonly peers: Readonly<Partial<Record<Peer, readonly number[]>>>;
+  /** Why peers that belong here have no samples. */
+  readonly absent?: Readonly<Partial<Record<Peer, string>>>;
 }
 
-/** What a measurement comes to: medians, and tsvisor's over each peer's. */
+/** What a measurement comes to: medians, tsvisor's over each peer's, and between which two the middle half lies. */
 export interface Row {
   readonly name: string;
   readonly unit: string;
@@ -18,6 +20,8 @@ export interface Row {
   readonly tsvisor: number;
   readonly peers: Readonly<Partial<Record<Peer, number>>>;
   readonly ratio: Readonly<Partial<Record<Peer, number>>>;
+  readonly quartiles: Readonly<Partial<Record<'tsvisor' | Peer, readonly [number, number]>>>;
+  readonly absent?: Readonly<Partial<Record<Peer, string>>>;
 }
 
 /** Where the numbers are from. */
@@ -41,6 +45,10 @@ export interface BenchReport {
 export interface BenchOptions {
   /** How often each contestant has its turn. */
   readonly rounds?: number | undefined;
+  /** How many machines share the host where that is what a bench is about. */
+  readonly machines?: number | undefined;
+  /** A snapshot of a booted guest with an agent, for benches that need one: without it they boot the default guest. */
+  readonly snapshot?: string | undefined;
   /** Receives what a person should know and a table does not say; may be called often. */
   readonly note: (text: string) => void;
 }
@@ -73,7 +81,7 @@ export function rounded(value: number): number {
 }
 
 /** The ratios are of the medians themselves, not of the rounded ones. */
-export function rowOf({ name, unit, better, tsvisor, peers }: Measurement): Row {
+export function rowOf({ name, unit, better, tsvisor, peers, absent }: Measurement): Row {
   const ours = median(tsvisor);
   const medians = Object.entries(peers).map(([peer, samples]) => [peer, median(samples)] as const);
   return {
@@ -82,7 +90,17 @@ export function rowOf({ name, unit, better, tsvisor, peers }: Measurement): Row 
     better,
     tsvisor: rounded(ours),
     peers: Object.fromEntries(medians.map(([peer, value]) => [peer, rounded(value)])),
-    ratio: Object.fromEntries(medians.map(([peer, value]) => [peer, rounded(ours / value)])),
+    // Nothing is to be had of one that is 0.
+    ratio: Object.fromEntries(
+      medians.filter(([, value]) => value !== 0).map(([peer, value]) => [peer, rounded(ours / value)]),
+    ),
+    quartiles: Object.fromEntries(
+      Object.entries({ tsvisor, ...peers }).map(([who, samples]) => [
+        who,
+        [rounded(quantile(samples, 0.25)), rounded(quantile(samples, 0.75))],
+      ]),
+    ),
+    ...(absent && { absent }),
   };
 }
 
@@ -100,7 +118,19 @@ export function tableOf(measurements: readonly Measurement[]): string {
       ...peers.map((peer) => (ratio[peer] === undefined ? '-' : `${ratio[peer].toFixed(3)} x`)),
     ];
   });
-  return aligned([head, ...body]);
+  return aligned([head, ...body]) + absences(measurements);
+}
+
+/** A line for each peer that is missing and its reason, with the rows that miss it. */
+function absences(measurements: readonly Measurement[]): string {
+  const rows = new Map<string, string[]>();
+  for (const { name, absent = {} } of measurements) {
+    for (const [peer, reason] of Object.entries(absent)) {
+      const line = `no ${peer} (${reason})`;
+      rows.set(line, [...(rows.get(line) ?? []), name]);
+    }
+  }
+  return [...rows].map(([line, names]) => `${line}: ${names.join('; ')}\n`).join('');
 }
 
 function withSpread(samples: readonly number[] | undefined): string {

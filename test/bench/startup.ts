@@ -3,8 +3,8 @@ import { Worker } from 'node:worker_threads';
 import { now } from '#dist/machine/end.js';
 import { compileGuest, compileReference } from './compile.js';
 import { QEMU, QEMU_EXIT, qemuArguments, runMachine, runReference, timeProcess } from './contestants.js';
-import { type Contestant, interleave } from './interleave.js';
-import type { Bench, BenchOptions, Measurement } from './result.js';
+import { type Contestant, interleave, whoCan } from './interleave.js';
+import type { Bench, BenchOptions, Measurement, Peer } from './result.js';
 
 const ROUNDS = 15;
 
@@ -49,31 +49,18 @@ async function startWorker(): Promise<number> {
 }
 
 /** Whole processes: VMMs whose guest ends at once, and a Node that does nothing. */
-async function commandLine({ rounds = ROUNDS, note }: BenchOptions): Promise<Measurement> {
+async function commandLine({ rounds = ROUNDS }: BenchOptions): Promise<Measurement> {
   const elf = compileGuest('first.S');
   const cli = fileURLToPath(import.meta.resolve('../../bin/tsvisor.js'));
   const reference = compileReference('vmm.c');
-  const qemu = qemuContestant(note);
-  const contestants = {
+  const qemu = qemuArguments(compileGuest('first.S', { PVH: 1 }), 64, false);
+  const { able, absent } = await whoCan<'tsvisor' | Peer, Contestant>({
     tsvisor: () => [timeProcess(process.execPath, [cli, 'run', '--kernel', elf, '--serial', 'none'])],
     c: () => [timeProcess(reference, [elf])],
     node: () => [timeProcess(process.execPath, ['-e', '0'])],
-    ...(qemu && { qemu }),
-  };
-  await interleave(1, contestants);
-  const { tsvisor = [], ...peers } = await interleave(rounds, contestants);
-  return { name: 'command line, start to end', unit: 'ms', better: 'lower', tsvisor, peers };
-}
-
-/** QEMU's smallest machine with the same guest, by the PVH protocol; undefined where it is not there or does not run. */
-function qemuContestant(note: BenchOptions['note']): Contestant | undefined {
-  const args = qemuArguments(compileGuest('first.S', { PVH: 1 }), 64, false);
-  const run = () => [timeProcess(QEMU, args, QEMU_EXIT)];
-  try {
-    run();
-    return run;
-  } catch (error) {
-    note(`no QEMU to compare with: ${error instanceof Error ? error.message : error}`);
-    return undefined;
-  }
+    qemu: () => [timeProcess(QEMU, qemu, QEMU_EXIT)],
+  });
+  if (absent.tsvisor !== undefined) throw new Error(absent.tsvisor);
+  const { tsvisor = [], ...peers } = await interleave(rounds, able);
+  return { name: 'command line, start to end', unit: 'ms', better: 'lower', tsvisor, peers, absent };
 }

@@ -1,6 +1,8 @@
 import { describe, expect, test } from 'vitest';
+import { footprint } from '../bench/footprint.js';
 import { loadWarning } from '../bench/host.js';
-import { interleave } from '../bench/interleave.js';
+import { interleave, whoCan } from '../bench/interleave.js';
+import { timeUntil } from '../bench/peers.js';
 import { type Measurement, median, quantile, rowOf, tableOf } from '../bench/result.js';
 import { compare, type Vmm } from '../bench/virtio-guest.js';
 
@@ -38,11 +40,23 @@ describe('reports', () => {
       tsvisor: 11,
       peers: { c: 10, qemu: 22 },
       ratio: { c: 1.1, qemu: 0.5 },
+      quartiles: { tsvisor: [10.75, 55.5], c: [9.5, 10.5], qemu: [22, 22] },
     });
   });
 
   test('a peer that is absent is in neither peers nor ratio', () => {
     expect(rowOf({ ...measurement, peers: {} })).toMatchObject({ peers: {}, ratio: {} });
+  });
+
+  test('there is no ratio to a peer that takes nothing', () => {
+    expect(rowOf({ ...measurement, peers: { c: [0] } })).toMatchObject({ peers: { c: 0 }, ratio: {} });
+  });
+
+  test('why a peer is absent is said once, with the rows that miss it', () => {
+    const absent = { firecracker: 'no VMX' };
+    expect(rowOf({ ...measurement, absent })).toMatchObject({ absent });
+    const table = tableOf([{ ...measurement, absent }, measurement, { ...measurement, name: 'other', absent }]);
+    expect(table.split('\n').slice(4)).toEqual(['no firecracker (no VMX): PIO write, CPL0; other', '']);
   });
 
   test('a table has a line for each measurement and a dash where a peer is absent', () => {
@@ -62,6 +76,38 @@ test('contestants take turns, another one first in each round', async () => {
   const samples = await interleave(3, { a: turn('a'), b: turn('b') });
   expect(order.join('')).toBe('abbaab');
   expect(samples).toEqual({ a: [1, 4, 5], b: [2, 3, 6] });
+});
+
+test('who fails when it is tried is left out, with its reason', async () => {
+  const fine = () => 1;
+  const broken = () => Promise.reject(new Error('there is no /dev/kvm'));
+  const { able, absent } = await whoCan({ qemu: fine, kvmtool: broken });
+  expect(able).toEqual({ qemu: fine });
+  expect(absent).toEqual({ kvmtool: 'there is no /dev/kvm' });
+});
+
+describe('a peer that boots a guest', () => {
+  const peer = (script: string) => timeUntil(/\/ # $/, 'sh', ['-c', script]);
+
+  test('is timed until the prompt, and ended', async () => {
+    expect(await peer('printf "/ # then / #"; printf " "; exec sleep 600')).toBeGreaterThan(0);
+  });
+
+  test('fails in its own words', async () => {
+    await expect(peer('echo "this needs VMX" >&2; exit 1')).rejects.toThrow(/^this needs VMX$/);
+    await expect(peer('echo "KVM internal error. Suberror: 1" >&2; exec sleep 600')).rejects.toThrow('Suberror: 1');
+    await expect(peer('exit 3')).rejects.toThrow('it ends with code 3');
+    await expect(timeUntil(/x/, 'tsvisor-no-such-program', [])).rejects.toThrow('ENOENT');
+  });
+});
+
+test('the footprint of processes is the sum of theirs', () => {
+  const one = footprint([process.pid]);
+  expect(one.pss).toBeGreaterThan(0);
+  expect(one.descriptors).toBeGreaterThan(2);
+  expect(one.cpu).toBeGreaterThan(0);
+  expect(one.guestPss).toBe(0);
+  expect(footprint([process.pid, process.pid]).threads).toBeGreaterThan(one.threads);
 });
 
 describe('the virtio bench', () => {

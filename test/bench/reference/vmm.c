@@ -2,21 +2,27 @@
  * The C reference of the benches: the least VMM that makes the machine tsvisor makes, with the same KVM calls in the same
  * order and the same structures in guest memory, and handles its exits inline. It is what a ratio "to C" compares with.
  *
- *   vmm ELF [ROUNDS]
+ *   vmm ELF [ROUNDS [threaded]]
  *
  * Runs the guest ROUNDS times (default 1) in this process, one after the other, and prints a line for each: the
  * milestones that the guest stamped, in the order of their numbers, in milliseconds since making the machine began.
  * Exits with the guest's code on port 0xf4, or 125 when something failed.
  *
- * What differs from tsvisor, in the reference's favour: it asks for no registers at an exit (KVM_CAP_SYNC_REGS), has one
- * thread, and takes no control messages.
+ * `threaded`: the vCPU has a thread of its own, which hands its exits to the first one and waits until they are handled.
+ * Both sides spin for a moment before they sleep.
+ *
+ * What differs from tsvisor, in the reference's favour: it asks for no registers at an exit (KVM_CAP_SYNC_REGS), has no
+ * thread but these, and takes no control messages.
  */
 #define _GNU_SOURCE
 #include <asm/bootparam.h>
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <linux/kvm.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +30,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -226,6 +233,10 @@ static int port_write(struct machine *m, uint16_t port, uint8_t value) {
       break;
     case EXIT_PORT:
       return value;
+    case SERIAL_PORT:
+      putchar(value);
+      fflush(stdout);
+      break;
   }
   return -1;
 }
@@ -254,39 +265,94 @@ static void handle_mmio(struct kvm_run *run) {
   if (!run->mmio.is_write) memset(run->mmio.data, 0xff, sizeof run->mmio.data);
 }
 
+/* Returns the guest's exit code, or -1 while it has not ended. */
+static int handle_exit(struct machine *m) {
+  switch (m->run->exit_reason) {
+    case KVM_EXIT_IO:
+      return handle_port(m);
+    case KVM_EXIT_MMIO:
+      handle_mmio(m->run);
+      return -1;
+    default:
+      fprintf(stderr, "vmm: exit %u, which this reference does not handle\n", m->run->exit_reason);
+      exit(125);
+  }
+}
+
+static void enter_guest(struct machine *m) {
+  while (ioctl(m->vcpu, KVM_RUN, 0) < 0) {
+    if (errno != EINTR && errno != EAGAIN) fail("KVM_RUN");
+  }
+}
+
 static int run_guest(struct machine *m) {
   for (;;) {
-    if (ioctl(m->vcpu, KVM_RUN, 0) < 0) {
-      if (errno == EINTR || errno == EAGAIN) continue;
-      fail("KVM_RUN");
-    }
-    switch (m->run->exit_reason) {
-      case KVM_EXIT_IO: {
-        int code = handle_port(m);
-        if (code >= 0) return code;
-        break;
-      }
-      case KVM_EXIT_MMIO:
-        handle_mmio(m->run);
-        break;
-      default:
-        fprintf(stderr, "vmm: exit %u, which this reference does not handle\n", m->run->exit_reason);
-        exit(125);
-    }
+    enter_guest(m);
+    int code = handle_exit(m);
+    if (code >= 0) return code;
+  }
+}
+
+/* ---- The same with two threads, one of which always waits for the other ---- */
+
+#define SPINS 2000
+
+enum turn { VCPU, HANDLER, OVER };
+static _Atomic uint32_t turn;
+static _Atomic int asleep[2];
+
+static void hand_over(enum turn from, enum turn to) {
+  atomic_store(&turn, to);
+  if (atomic_load(&asleep[!from])) syscall(SYS_futex, &turn, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+/* Waits until the turn is not the other one's. Returns what it is. */
+static enum turn wait_for(enum turn self) {
+  uint32_t now, other = !self;
+  for (int i = 0; i < SPINS; i++) {
+    if ((now = atomic_load(&turn)) != other) return now;
+    __builtin_ia32_pause();
+  }
+  atomic_store(&asleep[self], 1);
+  while ((now = atomic_load(&turn)) == other) syscall(SYS_futex, &turn, FUTEX_WAIT_PRIVATE, other, NULL, NULL, 0);
+  atomic_store(&asleep[self], 0);
+  return now;
+}
+
+static void *vcpu_thread(void *machine) {
+  while (wait_for(VCPU) != OVER) {
+    enter_guest(machine);
+    hand_over(VCPU, HANDLER);
+  }
+  return NULL;
+}
+
+static int run_threaded(struct machine *m) {
+  pthread_t thread;
+  turn = VCPU;
+  if ((errno = pthread_create(&thread, NULL, vcpu_thread, m))) fail("pthread_create");
+  for (;;) {
+    wait_for(HANDLER);
+    int code = handle_exit(m);
+    hand_over(HANDLER, code < 0 ? VCPU : OVER);
+    if (code < 0) continue;
+    pthread_join(thread, NULL);
+    return code;
   }
 }
 
 int main(int argc, char **argv) {
   if (argc < 2) {
-    fprintf(stderr, "usage: vmm ELF [ROUNDS]\n");
+    fprintf(stderr, "usage: vmm ELF [ROUNDS [threaded]]\n");
     return 125;
   }
   int code = 0;
+  int threaded = argc > 3 && !strcmp(argv[3], "threaded");
   for (int rounds = argc > 2 ? atoi(argv[2]) : 1; rounds > 0; rounds--) {
     struct machine machine = {0};
     double start = now();
     create(&machine, argv[1]);
-    code = run_guest(&machine);
+    code = threaded ? run_threaded(&machine) : run_guest(&machine);
     destroy(&machine);
     for (int i = 0; i < 256; i++) {
       if (machine.stamps[i] != 0) printf("%.6f ", machine.stamps[i] - start);
