@@ -44,6 +44,7 @@ function configOf(args: RunArguments, streams: StreamRequests, folder: MachineFo
     append: args.append ?? '',
     memory: parseSize('memory', args.memory),
     cpus: parseNumber('cpus', args.cpus, `a number of vCPUs from 1 to ${MAX_CPUS}`, 1, MAX_CPUS),
+    vcpuThreads: args.vcpuThreads,
     onReset: args.noReboot ? 'end' : 'restart',
     serial: streams.serial.target.kind !== 'none',
     consolePorts: consolePorts(streams),

@@ -16,6 +16,11 @@ export function builder(yargs: Argv) {
     .option('append', { type: 'string', requiresArg: true, describe: 'more kernel command line' })
     .option('memory', { alias: 'm', type: 'string', default: '64M', describe: 'guest RAM; a bare number is MiB' })
     .option('cpus', { type: 'string', default: '1', requiresArg: true, describe: 'number of vCPUs' })
+    .option('vcpu-threads', {
+      type: 'boolean',
+      default: false,
+      describe: 'a thread for the vCPU, as several always have; for comparison',
+    })
     .option('drive', {
       type: 'string',
       array: true,

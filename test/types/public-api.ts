@@ -37,7 +37,8 @@ export function configurations(): MachineConfig[] {
 
   return [
     {}, // the default guest
-    { kernel: 'vmlinux', initrd: 'initramfs.cpio', append: 'quiet', memory: 2 ** 26, cpus: 1 },
+    { kernel: 'vmlinux', initrd: 'initramfs.cpio', append: 'quiet', memory: 2 ** 26, cpus: 4 },
+    { vcpuThreads: true },
     { drives: [{ file: 'disk.img' }, { file: 'base.img', overlay: 'mine.overlay', cache: 'unsafe', onError: 'end' }] },
     { rng: true },
     { rng: { bytesPerSecond: 1 } },
