@@ -7,9 +7,9 @@ import { compileReference } from './compile.js';
 const PROCESS_TIMEOUT = 60_000;
 
 /** Runs a bench guest by tsvisor's library, as any program would. @returns its milestones in ms since the start. */
-export async function runMachine(elf: string): Promise<number[]> {
+export async function runMachine(elf: string, vcpuThreads = false): Promise<number[]> {
   const start = now();
-  await using machine = await Machine.create({ kernel: elf, onReset: 'end' });
+  await using machine = await Machine.create({ kernel: elf, onReset: 'end', vcpuThreads });
   await machine.start();
   const end = await machine.wait();
   if (end.reason !== 'guest-exit' || end.code !== 0) throw new Error(`the bench guest failed: ${end.message}`);
@@ -20,8 +20,8 @@ export async function runMachine(elf: string): Promise<number[]> {
 }
 
 /** Runs a bench guest by the C reference, some times in one process. @returns as runMachine, of each. */
-export function runReference(elf: string, rounds = 1): number[][] {
-  const { stdout } = checked(compileReference('vmm.c'), [elf, String(rounds)], 0);
+export function runReference(elf: string, rounds = 1, threaded = false): number[][] {
+  const { stdout } = checked(compileReference('vmm.c'), [elf, String(rounds), ...(threaded ? ['threaded'] : [])], 0);
   const lines = stdout.trim().split('\n');
   return lines.map((line) => line.trim().split(' ').map(Number));
 }

@@ -53,17 +53,19 @@ export const density: Bench = {
   async run(options) {
     const { machines = MACHINES } = options;
     const elf = compileGuest('idle.S');
-    const halted = await each(`halted guest, ${machines} machines`, options, {
-      tsvisor: () => inOneProcess({ machines, guest: { kernel: elf } }),
-      c: () => inProcesses(compileReference('vmm.c'), [elf]),
-      qemu: () => inProcesses(QEMU, [...qemuArguments(elf, 64, true), '-serial', 'stdio']),
+    const c = () => inProcesses(compileReference('vmm.c'), [elf]);
+    const qemu = () => inProcesses(QEMU, [...qemuArguments(elf, 64, true), '-serial', 'stdio']);
+    return await withBootedGuest(options, async (snapshot) => {
+      const measurements: Measurement[] = [];
+      for (const shared of [true, false]) {
+        const name = `${machines} machines, ${shared ? 'all on one thread' : 'a thread each'}`;
+        const halted = () => inOneProcess({ machines, shared, guest: { kernel: elf } });
+        const linux = () => inOneProcess({ machines, shared, guest: { snapshot } });
+        measurements.push(...(await each(`${name}, halted guest`, options, { tsvisor: halted, c, qemu })));
+        measurements.push(...(await each(`${name}, idle Linux`, options, { tsvisor: linux })));
+      }
+      return measurements;
     });
-    const linux = await withBootedGuest(options, (snapshot) =>
-      each(`idle Linux guest, ${machines} machines`, options, {
-        tsvisor: () => inOneProcess({ machines, guest: { snapshot } }),
-      }),
-    );
-    return [...halted, ...linux];
   },
 };
 

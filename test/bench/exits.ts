@@ -24,22 +24,25 @@ const MMIO = layout.ioapic - 0x10_0000;
 /** One exit handled in TypeScript against the same in C. */
 export const exits: Bench = {
   name: 'exits',
-  describe: 'one port or MMIO exit, handled in TypeScript and in C',
+  describe: 'one port or MMIO exit, handled in TypeScript and in C, inline and by another thread',
   async run({ rounds = ROUNDS }) {
     const measurements: Measurement[] = [];
-    for (const cpl of [0, 3] as const) {
-      const counts = { CPL: cpl, SEGMENTS, EXITS: EXITS[cpl], WARMUP: WARM_UP[cpl] };
-      for (const [kind, target] of [
-        ['PIO', { PORT }],
-        ['MMIO', { MMIO }],
-      ] as const) {
-        const elf = compileGuest('exits.S', { ...counts, ...target });
-        const perExit = (stamps: readonly number[]) => microsecondsPerExit(stamps, EXITS[cpl]);
-        const { tsvisor = [], c = [] } = await interleave(rounds, {
-          c: () => runReference(elf).flatMap(perExit),
-          tsvisor: async () => perExit(await runMachine(elf)),
-        });
-        measurements.push({ name: `${kind} write, CPL${cpl}`, unit: 'us', better: 'lower', tsvisor, peers: { c } });
+    for (const vcpuThreads of [false, true]) {
+      for (const cpl of [0, 3] as const) {
+        const counts = { CPL: cpl, SEGMENTS, EXITS: EXITS[cpl], WARMUP: WARM_UP[cpl] };
+        for (const [kind, target] of [
+          ['PIO', { PORT }],
+          ['MMIO', { MMIO }],
+        ] as const) {
+          const elf = compileGuest('exits.S', { ...counts, ...target });
+          const perExit = (stamps: readonly number[]) => microsecondsPerExit(stamps, EXITS[cpl]);
+          const { tsvisor = [], c = [] } = await interleave(rounds, {
+            c: () => runReference(elf, 1, vcpuThreads).flatMap(perExit),
+            tsvisor: async () => perExit(await runMachine(elf, vcpuThreads)),
+          });
+          const name = `${kind} write, CPL${cpl}${vcpuThreads ? ', handed to another thread' : ''}`;
+          measurements.push({ name, unit: 'us', better: 'lower', tsvisor, peers: { c } });
+        }
       }
     }
     return measurements;
