@@ -6,12 +6,13 @@ import type { VmFd } from '../kvm/vm.js';
 import { GuestRam, type RamContents } from './guest-ram.js';
 import { layout } from './layout.js';
 
-/** A machine's KVM objects before it has memory. */
+/**
+ * A machine's KVM objects before it has memory. The interrupt controllers come after memory: KVM puts off freeing what they
+ * replace, and a memory slot waits for that, some 10 ms.
+ */
 class BareMachine implements Disposable {
   readonly kvm: Kvm;
   readonly vm: VmFd;
-  /** The boot processor. */
-  readonly vcpu: VcpuFd;
   readonly #resources: Disposable[] = [];
 
   /** @throws TsvisorError ERR_KVM… */
@@ -27,9 +28,6 @@ class BareMachine implements Disposable {
       Assist?.prepare(vm);
       vm.setTssAddr(layout.tss);
       vm.setIdentityMapAddr(layout.identityMap);
-      vm.createIrqchip();
-      vm.createPit2();
-      this.vcpu = own(vm.createVcpu(0));
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -75,16 +73,18 @@ export class Hardware implements Disposable {
     cpus: number,
     contents: RamContents,
   ) {
-    const { kvm, vm, vcpu } = this.own(bare);
+    const { kvm, vm } = this.own(bare);
     this.flavour = flavour;
     this.Assist = Assist;
     this.kvm = kvm;
     this.vm = vm;
-    const vcpus = [vcpu];
+    const vcpus: VcpuFd[] = [];
     this.vcpus = vcpus;
     try {
-      while (vcpus.length < cpus) vcpus.push(this.own(vm.createVcpu(vcpus.length)));
       this.ram = this.own(new GuestRam(vm, memory, contents));
+      vm.createIrqchip();
+      vm.createPit2();
+      while (vcpus.length < cpus) vcpus.push(this.own(vm.createVcpu(vcpus.length)));
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -99,7 +99,7 @@ export class Hardware implements Disposable {
     return new Hardware(code, bare, memory, cpus, contents);
   }
 
-  /** Does ahead what a thread's first machine needs whatever it is: half of what a new VM takes is KVM's own time. */
+  /** Does ahead what a thread's first machine needs whatever it is. */
   static async prepare(): Promise<void> {
     const code = await loadCode();
     try {
