@@ -3,6 +3,8 @@ import { Machine } from '#dist/index.js';
 import { stages } from '#dist/migration/stages.js';
 
 const { role, snapshot, overlay, key, at, act, address, options = {} } = JSON.parse(process.argv[2]);
+/** Milliseconds for the other side, which the host may have little time for; connections that are cut are lost at once. */
+const timeout = 60_000;
 const say = (message) => process.connected && process.send(message);
 const failed = (error) => say({ failed: { code: error.code, message: error.message, cause: error.cause?.message } });
 
@@ -35,7 +37,7 @@ const commands = {
   async migrate({ to, ...more }) {
     const progress = [];
     const onProgress = (one) => progress.push(one);
-    say({ migrated: await machine.migrate(to, { key, onProgress, ...options, ...more }), progress });
+    say({ migrated: await machine.migrate(to, { key, timeout, onProgress, ...options, ...more }), progress });
   },
   async exec({ command }) {
     say({ executed: await machine.exec(command, { timeout: 120_000 }) });
@@ -69,7 +71,7 @@ try {
     await machine.resume();
     say({ ready: true });
   } else {
-    machine = await Machine.receive(address, { key, onListening: (where) => say({ listening: where }), ...options });
+    machine = await Machine.receive(address, { key, timeout, onListening: (where) => say({ listening: where }), ...options });
     watch();
     say({ received: machine.state });
   }

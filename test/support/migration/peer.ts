@@ -6,7 +6,7 @@ import type { Stage } from '#dist/migration/stages.js';
 
 export const KEY = 'a key for tests only';
 /** Milliseconds for anything to happen: the host may have much else to do. */
-const PATIENCE = 120_000;
+const PATIENCE = 240_000;
 
 export interface PeerConfig {
   readonly role: 'source' | 'target';
