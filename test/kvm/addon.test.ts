@@ -19,7 +19,7 @@ import { addon, type Mapping, type NativeGuestIo, READY, type RunHost } from '#d
 import * as abi from '#dist/kvm/generated/abi.js';
 import { Kvm, kvmIoctl, mapMemory } from '#dist/kvm/kvm.js';
 import { describeKvm } from '../support/kvm.js';
-import { resources } from '../support/process-resources.js';
+import { expectNoMoreThan, resources } from '../support/process-resources.js';
 
 const { EBADF, ECANCELED, EFAULT, EINVAL } = constants.errno;
 const anonymous = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS;
@@ -185,10 +185,8 @@ describe('a terminated Worker', () => {
     for (let i = 0; i < 3; i++) await cycle();
     const before = resources();
     for (let i = 0; i < 10; i++) await cycle();
-    const after = resources();
-    expect(after.descriptors).toBe(before.descriptors);
-    expect(after.threads).toBe(before.threads);
-    expect(after.mappings).toBeLessThan(before.mappings + 60);
+    await expectNoMoreThan(before);
+    expect(resources().mappings).toBeLessThan(before.mappings + 60);
   });
 });
 
@@ -456,7 +454,7 @@ describe('guest I/O', () => {
     expect(run(FLUSH as number, 0, 0)).toBe(0);
   });
 
-  test('close waits for what has begun and keeps nothing; memory stays mapped as long', () => {
+  test('close waits for what has begun and keeps nothing; memory stays mapped as long', async () => {
     const before = resources();
     const own = map(64 * page);
     const busy = new addon.GuestIo([[0, own]], host, 6);
@@ -465,9 +463,7 @@ describe('guest I/O', () => {
     own.unmap();
     busy.close();
     busy.close();
-    const after = resources();
-    expect(after.descriptors).toBe(before.descriptors);
-    expect(after.threads).toBe(before.threads);
+    await expectNoMoreThan(before);
     expect(busy.submit(1, 2, file, 0, 0, pairs, 0)).toBe(-EBADF);
     expect(busy.submit(1, 1, file, 0, 0, pairs, 1)).toBe(-EFAULT);
     expect(busy.transfer(1, file, 0, pairs, 1, 0)).toBe(-EFAULT);
@@ -509,8 +505,6 @@ describe('guest I/O', () => {
     for (let i = 0; i < 3; i++) await cycle();
     const before = resources();
     for (let i = 0; i < 10; i++) await cycle();
-    const after = resources();
-    expect(after.descriptors).toBe(before.descriptors);
-    expect(after.threads).toBe(before.threads);
+    await expectNoMoreThan(before);
   });
 });

@@ -4,7 +4,7 @@ import { expect, test } from 'vitest';
 import { Machine, type MachineConfig } from '#dist/index.js';
 import { guestProgram } from '../support/guest-program.js';
 import { describeKvm } from '../support/kvm.js';
-import { resources } from '../support/process-resources.js';
+import { expectNoMoreThan, resources } from '../support/process-resources.js';
 import { temporaryFolder } from '../support/temporary-folder.js';
 import { BlkRig, openDrive } from '../support/virtio/blk-rig.js';
 
@@ -232,9 +232,7 @@ describeKvm('a guest with a drive', () => {
     await cycle();
     const before = resources();
     for (let i = 0; i < 3; i++) await cycle();
-    const after = resources();
-    expect(after.descriptors).toBe(before.descriptors);
-    expect(after.threads).toBe(before.threads);
+    await expectNoMoreThan(before);
   });
 });
 

@@ -3,7 +3,7 @@ import { expect, test } from 'vitest';
 import { type DeviceModule, Machine, type MachineEnd } from '#dist/index.js';
 import { guestProgram } from '../support/guest-program.js';
 import { describeKvm } from '../support/kvm.js';
-import { resources } from '../support/process-resources.js';
+import { expectNoMoreThan, resources } from '../support/process-resources.js';
 
 const PROBE = 'test/support/devices/probe.js';
 const WRONG = 'test/support/devices/wrong.js';
@@ -239,8 +239,6 @@ wrong:
     await attempt();
     const before = resources();
     for (let n = 0; n < 3; n++) await attempt();
-    const after = resources();
-    expect(after.descriptors).toBe(before.descriptors);
-    expect(after.threads).toBe(before.threads);
+    await expectNoMoreThan(before);
   });
 });

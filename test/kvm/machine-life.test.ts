@@ -4,7 +4,7 @@ import { expect, test } from 'vitest';
 import { Machine, type MachineConfig, MachineError, type MachineState } from '#dist/index.js';
 import { guestProgram } from '../support/guest-program.js';
 import { describeKvm } from '../support/kvm.js';
-import { resources } from '../support/process-resources.js';
+import { expectNoMoreThan, resources } from '../support/process-resources.js';
 
 const MiB = 2 ** 20;
 
@@ -193,9 +193,7 @@ describeKvm('a machine whose thread dies', () => {
     await die();
     const before = resources();
     await Promise.all([die(), die(), die()]);
-    const after = resources();
-    expect(after.descriptors).toBe(before.descriptors);
-    expect(after.threads).toBe(before.threads);
+    await expectNoMoreThan(before);
   });
 });
 
@@ -213,9 +211,7 @@ describeKvm('an AbortSignal', () => {
     const made = create(SPIN, {}, { signal: controller.signal });
     setTimeout(() => controller.abort(reason), 5);
     await expect(made).rejects.toBe(reason);
-    const after = resources();
-    expect(after.descriptors).toBe(before.descriptors);
-    expect(after.threads).toBe(before.threads);
+    await expectNoMoreThan(before);
   });
 
   test('keeps a machine from being made that is made, which this thread has not heard yet', async () => {

@@ -7,7 +7,7 @@ import { beforeAll, expect, test } from 'vitest';
 import { Machine, type PageSourceConfig } from '#dist/index.js';
 import { guestProgram } from '../support/guest-program.js';
 import { describeKvm } from '../support/kvm.js';
-import { resources } from '../support/process-resources.js';
+import { expectNoMoreThan, resources } from '../support/process-resources.js';
 import { temporaryFolder } from '../support/temporary-folder.js';
 
 const there = temporaryFolder();
@@ -152,7 +152,7 @@ describeKvm('memory of a restored machine from a page source', () => {
     const before = resources();
     const refused = restore(pagesOf({}, { export: name }));
     await expect(refused).rejects.toMatchObject({ code: 'ERR_SNAPSHOT', message: expect.stringContaining(why) });
-    expect(resources().descriptors).toBe(before.descriptors);
+    await expectNoMoreThan(before);
   });
 
   test('a configuration that is wrong names its field', async () => {
@@ -208,7 +208,7 @@ describeKvm('memory of a restored machine from a page source', () => {
     await machine.close();
   });
 
-  test('leaves no thread and no descriptor, however it ends', { timeout: 120_000 }, async () => {
+  test('leaves no thread and no descriptor, however it ends', async () => {
     const cycle = async () => {
       for (const fail of [undefined, 'rejects', 'exits', 'never', 'spins']) {
         const machine = await restore(pagesOf({ fail, after: 10 }, { timeout: 300 }));
@@ -223,9 +223,7 @@ describeKvm('memory of a restored machine from a page source', () => {
     await cycle();
     const before = resources();
     await cycle();
-    const after = resources();
-    expect(after.descriptors).toBe(before.descriptors);
-    expect(after.threads).toBe(before.threads);
+    await expectNoMoreThan(before);
   });
 
   test('the snapshot may go once all is there', async () => {

@@ -16,7 +16,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { Machine } from '#dist/index.js';
 import type { RestoreOptions } from '#dist/snapshot/restore.js';
 import { describeKvm } from '../support/kvm.js';
-import { resources } from '../support/process-resources.js';
+import { expectNoMoreThan, resources } from '../support/process-resources.js';
 import { COUNTING_MEMORY, countingMachine, countsOn, RESET_FLAG } from '../support/snapshot/counting-guest.js';
 import { changeState, failureOf, type Json, set, stateIn } from '../support/snapshot/folder.js';
 import { temporaryFolder } from '../support/temporary-folder.js';
@@ -36,10 +36,10 @@ function crafted(change: (state: Json) => void): string {
 }
 
 async function refused(folder: string, options: RestoreOptions = {}): Promise<string> {
-  const before = resources().descriptors;
+  const before = resources();
   const { code, message } = await failureOf(Machine.restore(folder, options));
   expect(`${code} ${message}`).toMatch(/^ERR_SNAPSHOT [^\p{Cc}]*$/u);
-  expect(resources().descriptors).toBeLessThanOrEqual(before);
+  await expectNoMoreThan(before);
   return message;
 }
 

@@ -12,7 +12,7 @@ import {
 import { join } from 'node:path';
 import { beforeEach, describe, expect, test } from 'vitest';
 import { OpenSnapshot } from '#dist/snapshot/open.js';
-import { resources } from '../../support/process-resources.js';
+import { expectNoMoreThan, resources } from '../../support/process-resources.js';
 import {
   anyState,
   checksumOf,
@@ -40,22 +40,22 @@ function based(on: string, parent: Json = {}, size = MEMORY): string {
 }
 
 async function refused(path = folder): Promise<string> {
-  const before = resources().descriptors;
+  const before = resources();
   const { code, message } = await failureOf(OpenSnapshot.open(path));
   expect(code).toBe('ERR_SNAPSHOT');
   expect(message).not.toContain('\n');
-  expect(resources().descriptors).toBe(before);
+  await expectNoMoreThan(before);
   return message;
 }
 
 test('a snapshot is opened: its state and its memory', async () => {
-  const before = resources().descriptors;
+  const before = resources();
   await using snapshot = await OpenSnapshot.open(folder);
   expect(snapshot.state.id).toBe(anyState().id);
   expect(snapshot.path).toBe(folder);
   expect(snapshot.layers).toEqual([{ fd: expect.any(Number), extents: undefined }]);
   await snapshot[Symbol.asyncDispose]();
-  expect(resources().descriptors).toBe(before);
+  await expectNoMoreThan(before);
 });
 
 describe('what is not a snapshot is refused by name', () => {

@@ -6,7 +6,7 @@ import { GuestIo, IoOperation, type IoRequest } from '#dist/backends/guest-io.js
 import { addon, READY, type RunHost } from '#dist/kvm/addon.js';
 import { FdEvents } from '#dist/machine/fd-events.js';
 import { Segments } from '#dist/virtio/segments.js';
-import { resources } from '../../support/process-resources.js';
+import { expectNoMoreThan, resources } from '../../support/process-resources.js';
 import { mockMemory } from '../../support/virtio/mock-driver.js';
 
 const { ECANCELED } = constants.errno;
@@ -154,14 +154,13 @@ test('cancel completes what has not begun; it works on afterwards', () => {
   expect(after.results).toEqual([0]);
 });
 
-test('dispose tells no request anything and leaves no descriptor or thread', () => {
+test('dispose tells no request anything and leaves no descriptor or thread', async () => {
   const before = resources();
   const other = new GuestIo([[0, mapping]], memory, events);
   const request = new Request();
   for (let i = 0; i < 20; i++) other.submit(request, IoOperation.write, file, 0, 0, segments([0, 1 << 20]));
   other[Symbol.dispose]();
-  const after = resources();
-  expect([after.descriptors, after.threads]).toEqual([before.descriptors, before.threads]);
+  await expectNoMoreThan(before);
   expect(request.results).toEqual([]);
 });
 
