@@ -13,6 +13,13 @@ namespace {
 
 constexpr size_t kMaxRun = 256;  // pages written by one call
 
+// V8 counts a buffer's bytes as if collecting garbage could give them back: every machine that is made would have it collect.
+// They are taken out of the count once before the buffer is there, so that its coming stays below V8's limit (of 64 MiB:
+// a larger one is collected for all the same), and once after. Nothing is put back: that would count as growth, too.
+void NotOfTheHeap(Napi::Env env, size_t bytes) {
+  Napi::MemoryManagement::AdjustExternalMemory(env, -static_cast<int64_t>(bytes));
+}
+
 }  // namespace
 
 bool IsZero(const uint8_t* page) {
@@ -51,9 +58,14 @@ Mapping::Mapping(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Mapping>(inf
   }
   pages_ = std::make_shared<Pages>(address, length);
   bufferHold_ = new std::shared_ptr<Pages>(pages_);
+  NotOfTheHeap(env, length);
   Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(
-      env, address, length, [](Napi::Env, void*, std::shared_ptr<Pages>* held) { delete held; },
+      env, address, length,
+      [](Napi::Env, void*, std::shared_ptr<Pages>* held) {
+        delete held;
+      },
       bufferHold_);
+  NotOfTheHeap(env, length);
   buffer_ = Napi::Reference<Napi::ArrayBuffer>::New(buffer, 1);
 }
 

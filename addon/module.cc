@@ -1,5 +1,6 @@
 // Module entry and per-environment state.
 #include <cerrno>
+#include <csignal>
 #include <unistd.h>
 
 #include "environment.h"
@@ -14,6 +15,14 @@ namespace tsvisor {
 Environment::Environment(Napi::Env) {}
 
 Environment::~Environment() {
+  if (closer_.joinable()) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      over_ = true;
+    }
+    changed_.notify_one();
+    closer_.join();
+  }
   for (int fd : fds_) close(fd);
 }
 
@@ -29,6 +38,32 @@ bool Environment::Release(int fd) { return fds_.erase(fd) != 0; }
 int Environment::Close(int fd) {
   if (fds_.erase(fd) == 0) return -EBADF;
   return close(fd) == 0 ? 0 : -errno;
+}
+
+int Environment::CloseLater(int fd) {
+  if (fds_.erase(fd) == 0) return -EBADF;
+  std::lock_guard<std::mutex> lock(mutex_);
+  closing_.push_back(fd);
+  if (!closer_.joinable()) closer_ = std::thread([this] { CloseAll(); });
+  changed_.notify_one();
+  return 0;
+}
+
+void Environment::CloseAll() {
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, nullptr);
+  pthread_setname_np(pthread_self(), "tsvisor-closer");
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return over_ || !closing_.empty(); });
+    std::vector<int> fds;
+    fds.swap(closing_);
+    if (fds.empty()) return;
+    lock.unlock();
+    for (int fd : fds) close(fd);
+    lock.lock();
+  }
 }
 
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {

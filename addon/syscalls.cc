@@ -218,6 +218,10 @@ Napi::Value Close(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Close(info[0].As<Napi::Number>().Int32Value()));
 }
 
+Napi::Value CloseLater(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), Environment::Of(info.Env()).CloseLater(info[0].As<Napi::Number>().Int32Value()));
+}
+
 Napi::Value Eventfd(const Napi::CallbackInfo& info) {
   int fd = Result(eventfd(info[0].As<Napi::Number>().Uint32Value(), EFD_CLOEXEC | EFD_NONBLOCK));
   return Napi::Number::New(info.Env(), Environment::Of(info.Env()).Own(fd));
@@ -320,6 +324,7 @@ void InitSyscalls(Napi::Env env, Napi::Object exports) {
   exports.Set("seekData", Napi::Function::New(env, SeekData, "seekData"));
   exports.Set("ofdUnlock", Napi::Function::New(env, OfdUnlock, "ofdUnlock"));
   exports.Set("close", Napi::Function::New(env, Close, "close"));
+  exports.Set("closeLater", Napi::Function::New(env, CloseLater, "closeLater"));
   exports.Set("eventfd", Napi::Function::New(env, Eventfd, "eventfd"));
   exports.Set("memfdCreate", Napi::Function::New(env, MemfdCreate, "memfdCreate"));
   exports.Set("timerfdCreate", Napi::Function::New(env, TimerfdCreate, "timerfdCreate"));

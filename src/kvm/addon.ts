@@ -99,6 +99,8 @@ export interface Addon {
   /** Lets go of the locks of an open file description; 0 or -errno. */
   ofdUnlock(fd: number): number;
   close(fd: number): number;
+  /** As close(), by another thread, for what takes long to close. */
+  closeLater(fd: number): number;
   eventfd(initial: number): number;
   memfdCreate(name: string, size: number): number;
   socketpair(): [number, number] | number;

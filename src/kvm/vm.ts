@@ -164,7 +164,7 @@ export class VmFd implements Disposable {
   }
 
   close(): void {
-    addon.close(this.fd);
+    addon.closeLater(this.fd);
   }
 
   [Symbol.dispose](): void {

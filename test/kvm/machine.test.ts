@@ -267,7 +267,7 @@ describe.each(MODES)('with %s', (_, create) => {
   });
 
   describeKvm('200 machines in one process', () => {
-    test('leave descriptors, threads, mappings and memory where they were', async () => {
+    test('leave descriptors, threads, mappings and memory where they were', { timeout: 300_000 }, async () => {
       const assembly = 'mov byte ptr [0x200000], 1; mov al, 0; out DEBUG_EXIT, al';
       const cycle = async (i: number) => {
         // Some end by themselves, some are stopped, some are never started, some fail to build.

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { Machine, SharedThread } from '#dist/index.js';
 import { describeKvm } from '../support/kvm.js';
-import { resources } from '../support/process-resources.js';
+import { expectNoMoreThan, resources } from '../support/process-resources.js';
 import { parallelGuest, smpGuest } from '../support/smp-guest.js';
 import { temporaryFolder } from '../support/temporary-folder.js';
 
@@ -159,7 +159,6 @@ describeKvm('a machine of several vCPUs', () => {
     for (let round = 0; round < 6; round++) await cycle(round);
     const before = resources();
     for (let round = 0; round < 30; round++) await cycle(round);
-    await expect.poll(() => resources().threads).toBeLessThanOrEqual(before.threads);
-    expect(resources().descriptors).toBeLessThanOrEqual(before.descriptors);
+    await expectNoMoreThan(before);
   });
 });
