@@ -104,6 +104,20 @@ export class GuestRam implements Disposable {
     }
   }
 
+  /**
+   * Gives RAM that nobody has touched its contents. @returns whether it can: files that are written in place and sources
+   * need RAM that is made for them. @throws SnapshotError
+   */
+  fill({ layers = [], attach }: RamContents): boolean {
+    if (attach || layers[0]?.exclusive) return false;
+    let offset = 0;
+    for (const [, mapping] of this.regions) {
+      for (const layer of layers) mapLayer(mapping, offset, layer);
+      offset += mapping.buffer.byteLength;
+    }
+    return true;
+  }
+
   /** Calls back, now or later on this thread, when every page is there. Those that are not yet are asked for. */
   whenWhole(callback: () => void): void {
     if (this.#faults) this.#faults.whenWhole(callback);

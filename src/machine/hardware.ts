@@ -6,40 +6,6 @@ import type { VmFd } from '../kvm/vm.js';
 import { GuestRam, type RamContents } from './guest-ram.js';
 import { layout } from './layout.js';
 
-/**
- * A machine's KVM objects before it has memory. The interrupt controllers come after memory: KVM puts off freeing what they
- * replace, and a memory slot waits for that, some 10 ms.
- */
-class BareMachine implements Disposable {
-  readonly kvm: Kvm;
-  readonly vm: VmFd;
-  readonly #resources: Disposable[] = [];
-
-  /** @throws TsvisorError ERR_KVM… */
-  constructor({ Assist }: Code) {
-    const own = <T extends Disposable>(resource: T): T => {
-      this.#resources.push(resource);
-      return resource;
-    };
-    try {
-      this.kvm = own(Kvm.open());
-      this.vm = own(this.kvm.createVm());
-      const { vm } = this;
-      Assist?.prepare(vm);
-      vm.setTssAddr(layout.tss);
-      vm.setIdentityMapAddr(layout.identityMap);
-    } catch (error) {
-      this[Symbol.dispose]();
-      throw error;
-    }
-  }
-
-  [Symbol.dispose](): void {
-    for (const resource of this.#resources.reverse()) resource[Symbol.dispose]();
-    this.#resources.length = 0;
-  }
-}
-
 /** What depends on the host. */
 interface Code {
   readonly flavour: KvmFlavour;
@@ -47,17 +13,19 @@ interface Code {
   readonly Assist: typeof NestedAssist | undefined;
 }
 
+/** KVM has some MiB for each GiB of a machine's memory: more is not made ahead. */
+const MAX_PREPARED = 2 ** 30;
+
 /** The KVM objects and memory of one power-on, and what else is released with them. */
 export class Hardware implements Disposable {
   /** What prepare() made. */
-  static #prepared: BareMachine | undefined;
+  static #prepared: Hardware | undefined;
   readonly flavour: KvmFlavour;
   readonly Assist: typeof NestedAssist | undefined;
   readonly kvm: Kvm;
   readonly vm: VmFd;
   readonly ram: GuestRam;
-  /** By number; the boot processor is the first. */
-  readonly vcpus: readonly VcpuFd[];
+  readonly #vcpus: VcpuFd[] = [];
   /** What is made is released in reverse. */
   readonly #resources: Disposable[] = [];
   /** Releases a resource with the machine. */
@@ -66,25 +34,21 @@ export class Hardware implements Disposable {
     return resource;
   };
 
-  private constructor(
-    { flavour, Assist }: Code,
-    bare: BareMachine,
-    memory: number,
-    cpus: number,
-    contents: RamContents,
-  ) {
-    const { kvm, vm } = this.own(bare);
+  private constructor({ flavour, Assist }: Code, memory: number, cpus: number, contents: RamContents) {
     this.flavour = flavour;
     this.Assist = Assist;
-    this.kvm = kvm;
-    this.vm = vm;
-    const vcpus: VcpuFd[] = [];
-    this.vcpus = vcpus;
     try {
+      this.kvm = this.own(Kvm.open());
+      this.vm = this.own(this.kvm.createVm());
+      const { vm } = this;
+      Assist?.prepare(vm);
+      vm.setTssAddr(layout.tss);
+      vm.setIdentityMapAddr(layout.identityMap);
+      // Before the interrupt controllers: KVM puts off freeing what they replace, and a memory slot waits for that, some 10 ms.
       this.ram = this.own(new GuestRam(vm, memory, contents));
       vm.createIrqchip();
       vm.createPit2();
-      while (vcpus.length < cpus) vcpus.push(this.own(vm.createVcpu(vcpus.length)));
+      this.#addVcpus(cpus);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -94,19 +58,42 @@ export class Hardware implements Disposable {
   /** @param memory bytes of RAM. @throws TsvisorError ERR_KVM…, MemoryError, SnapshotError */
   static async create(memory: number, cpus: number, contents: RamContents): Promise<Hardware> {
     const code = await loadCode();
-    const bare = Hardware.#prepared ?? new BareMachine(code);
+    const prepared = Hardware.#prepared;
     Hardware.#prepared = undefined;
-    return new Hardware(code, bare, memory, cpus, contents);
+    if (!prepared) return new Hardware(code, memory, cpus, contents);
+    try {
+      if (prepared.ram.memory.size === memory && prepared.ram.fill(contents)) {
+        prepared.#addVcpus(cpus);
+        return prepared;
+      }
+      const hardware = new Hardware(code, memory, cpus, contents);
+      hardware.own(prepared); // not now: to end a VM takes KVM some 10 ms
+      return hardware;
+    } catch (error) {
+      prepared[Symbol.dispose]();
+      throw error;
+    }
   }
 
-  /** Does ahead what a thread's first machine needs whatever it is. */
-  static async prepare(): Promise<void> {
+  /** Does ahead what a thread's first machine needs. @param memory that it is expected to have; 0: that is not known. */
+  static async prepare(memory: number): Promise<void> {
     const code = await loadCode();
+    if (memory === 0 || memory > MAX_PREPARED) return;
     try {
-      Hardware.#prepared ??= new BareMachine(code);
+      Hardware.#prepared ??= new Hardware(code, memory, 1, {});
     } catch {
       // create() tells why
     }
+  }
+
+  /** By number; the boot processor is the first. */
+  get vcpus(): readonly VcpuFd[] {
+    return this.#vcpus;
+  }
+
+  /** @param count that there are to be. */
+  #addVcpus(count: number): void {
+    while (this.#vcpus.length < count) this.#vcpus.push(this.own(this.vm.createVcpu(this.#vcpus.length)));
   }
 
   [Symbol.dispose](): void {

@@ -1,5 +1,6 @@
-import { parentPort, receiveMessageOnPort } from 'node:worker_threads';
+import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { errorToData } from '../errors.js';
+import { DEFAULT_MEMORY } from './config.js';
 import { Control } from './control.js';
 import type { EndReason, MachineEnd } from './end.js';
 import { Hardware } from './hardware.js';
@@ -78,4 +79,4 @@ function begin(order: ThreadOrder): void {
 }
 
 // Not before all is loaded: a thread that ends while it loads leaves Node's descriptors of the modules open.
-void Hardware.prepare().then(() => messages.once('message', begin));
+void Hardware.prepare(workerData ?? DEFAULT_MEMORY).then(() => messages.once('message', begin));

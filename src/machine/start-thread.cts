@@ -1,9 +1,12 @@
 import path = require('node:path');
 import threads = require('node:worker_threads');
 
-/** Starts a machine thread: it loads its code and waits for its MachineThreadData. */
-export = function startThread(): threads.Worker {
+/**
+ * Starts a machine thread: it loads its code, makes what it can of its first machine, and waits for its ThreadOrder.
+ * @param memory that this machine is expected to have, in bytes; undefined: the default, 0: that is not known
+ */
+export = function startThread(memory?: number): threads.Worker {
   // The same path from here and from the bundle of the command line.
   const entry = path.join(__dirname, '../machine/thread.cjs');
-  return new threads.Worker(entry, { name: 'tsvisor-machine', execArgv: [] });
+  return new threads.Worker(entry, { name: 'tsvisor-machine', execArgv: [], workerData: memory });
 };

@@ -132,7 +132,7 @@ export class ThreadLink {
       shared.take(this, order);
       return;
     }
-    const worker = takeThread();
+    const worker = takeThread(data.config.memory);
     this.#worker = worker;
     worker.postMessage(order, [there]);
     worker.on('error', (error) => this.#fail(crashed(error)));

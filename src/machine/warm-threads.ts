@@ -8,6 +8,8 @@ const MAX_WARM = 64;
 /** Threads that have loaded their code and wait for a machine. */
 const waiting: Worker[] = [];
 let wanted = 0;
+/** Of the last machine: the next is likely to have as much. */
+let memory: number | undefined;
 
 /**
  * Keeps so many threads ready for machines to come: to start a thread and load its code is most of what create() and
@@ -23,9 +25,10 @@ export function keepWarm(count: number): void {
   fill();
 }
 
-/** A thread for a machine, which waits for its MachineThreadData. The caller owns it. */
-export function takeThread(): Worker {
-  const worker = waiting.shift() ?? startThread();
+/** A thread, which waits for its ThreadOrder. The caller owns it. @param size of its first machine's memory, if known. */
+export function takeThread(size?: number): Worker {
+  memory = size ?? memory;
+  const worker = waiting.shift() ?? startThread(memory);
   worker.removeAllListeners();
   worker.ref();
   // Not before this machine has had its turn.
@@ -42,7 +45,7 @@ export function warmUp(): void {
 }
 
 function fill(count = wanted): void {
-  while (waiting.length < count) offerThread(startThread());
+  while (waiting.length < count) offerThread(startThread(memory));
 }
 
 /** Adds one that was started elsewhere. */
