@@ -2,18 +2,18 @@ import { layout, PAGE_SIZE } from '../../machine/layout.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
 
 // Paging-structure entry bits: Intel SDM volume 3, tables 4-15 (PML4E), 4-17 (PDPTE) and 4-18 (PDE of a 2 MiB page).
-const PRESENT = 1n << 0n;
-const WRITABLE = 1n << 1n;
-const ACCESSED = 1n << 5n;
-const DIRTY = 1n << 6n;
-const LARGE_PAGE = 1n << 7n;
+const PRESENT = 1 << 0;
+const WRITABLE = 1 << 1;
+const ACCESSED = 1 << 5;
+const DIRTY = 1 << 6;
+const LARGE_PAGE = 1 << 7;
 // Accessed and dirty are set beforehand, so that no walk has to write the tables.
 const TABLE = PRESENT | WRITABLE | ACCESSED;
 const LARGE = TABLE | DIRTY | LARGE_PAGE;
 
 const ENTRIES = 512;
 const DIRECTORIES = 4;
-const LARGE_PAGE_SIZE = 2n << 20n;
+const LARGE_PAGE_SIZE = 2 << 20;
 
 /**
  * Writes tables that map the first 4 GiB to themselves with 2 MiB pages at layout.bootPageTables, as the 64-bit boot
@@ -25,11 +25,11 @@ export function writeBootPageTables(memory: GuestMemory): number {
   const pdpt = pml4 + PAGE_SIZE;
   const directories = pdpt + PAGE_SIZE;
   memory.zero(pml4, 2 * PAGE_SIZE);
-  memory.writeU64(pml4, BigInt(pdpt) | TABLE);
-  for (let i = 0; i < DIRECTORIES; i++) memory.writeU64(pdpt + 8 * i, BigInt(directories + i * PAGE_SIZE) | TABLE);
-  for (let i = 0; i < DIRECTORIES * ENTRIES; i++) {
-    memory.writeU64(directories + 8 * i, (BigInt(i) * LARGE_PAGE_SIZE) | LARGE);
-  }
+  memory.writeU32(pml4, pdpt | TABLE);
+  for (let i = 0; i < DIRECTORIES; i++) memory.writeU32(pdpt + 8 * i, (directories + i * PAGE_SIZE) | TABLE);
+  const entries = new Uint32Array(2 * DIRECTORIES * ENTRIES); // the upper half of each is 0
+  for (let i = 0; i < DIRECTORIES * ENTRIES; i++) entries[2 * i] = (i * LARGE_PAGE_SIZE) | LARGE;
+  memory.write(directories, new Uint8Array(entries.buffer));
   return pml4;
 }
 

@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import {
   closeSync,
   constants,
@@ -150,6 +149,7 @@ function checkHeader(path: string, header: Buffer, base: ImageFile, basePath: st
 }
 
 function checksum(header: Buffer): Buffer {
+  const { createHash } = process.getBuiltinModule('node:crypto'); // for those who have an overlay
   return createHash('sha256').update(header.subarray(0, CHECKSUM)).digest();
 }
 

@@ -1,4 +1,3 @@
-import { randomFillSync } from 'node:crypto';
 import type { OneShotTimer } from '../../devices/host.js';
 import type { VirtioContext, VirtioModel } from '../device.js';
 import { VIRTIO_ID_RNG } from '../generated/virtio.js';
@@ -29,6 +28,8 @@ export class Rng implements VirtioModel {
   readonly #rate: number;
   readonly #now: () => number;
   readonly #timer: OneShotTimer;
+  /** Loaded only where there is such a device. */
+  readonly #randomFill = process.getBuiltinModule('node:crypto').randomFillSync;
   readonly #bytes = new Uint8Array(MAX_REQUEST);
   #queue: Virtqueue | undefined;
   #credit: number;
@@ -60,7 +61,7 @@ export class Rng implements VirtioModel {
         break;
       }
       this.#credit -= wanted;
-      randomFillSync(this.#bytes, 0, wanted);
+      this.#randomFill(this.#bytes, 0, wanted);
       queue.push(chain, chain.writable.write(0, this.#bytes.subarray(0, wanted)));
     }
     queue.publish();

@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { closeSync, openSync, readSync } from 'node:fs';
 import { UsageError } from '../../../errors.js';
 import { layout, ports } from '../../../machine/layout.js';
 import type { GuestMemory } from '../../../memory/guest-memory.js';
@@ -89,7 +89,14 @@ export function writeAcpiTables(memory: GuestMemory, hardware: AcpiHardware): nu
 
 /** Gives a machine with ACPI tables a VM generation ID that no other has. The guest hears of it by an interrupt. */
 export function renewGenerationId(memory: GuestMemory): void {
-  memory.write(layout.vmGenerationId, randomBytes(GENERATION_ID_SIZE));
+  const id = new Uint8Array(GENERATION_ID_SIZE);
+  const random = openSync('/dev/urandom', 'r'); // node:crypto takes 2 ms to load
+  try {
+    readSync(random, id);
+  } finally {
+    closeSync(random);
+  }
+  memory.write(layout.vmGenerationId, id);
 }
 
 /** Root System Description Pointer (section 5.2.5.3). */
