@@ -30,12 +30,12 @@ export async function loadGuest(
   writeBootPageTables(memory);
   writeBootGdt(memory);
   if (acpi !== 'on') {
-    // The PIT, which KVM has at pin 0, and the ISA devices.
-    const pins = [0, gsi.serial, gsi.cmos].map((pin) => ({ pin, level: false }));
+    // The PIT, which KVM has at pin 0, the ISA devices, and virtio's.
+    const edge = [0, gsi.serial, gsi.cmos, ...virtio.map(({ gsi }) => gsi)];
     const own = devices.mmio.flatMap(({ place: { gsi }, trigger }) =>
       gsi === undefined ? [] : [{ pin: gsi, level: trigger === 'level' }],
     );
-    writeMpTable(memory, cpus, [...pins, ...virtio.map(({ gsi }) => ({ pin: gsi, level: true })), ...own]);
+    writeMpTable(memory, cpus, [...edge.map((pin) => ({ pin, level: false })), ...own]);
   }
   return entry;
 }

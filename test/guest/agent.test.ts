@@ -44,6 +44,20 @@ describeKvm('the agent in the default guest', () => {
     await expect(machine.exec('sleep 1000', { timeout: 500 })).rejects.toMatchObject({ code: 'ERR_TIMEOUT' });
   });
 
+  it('hears of each interrupt of a device once', { timeout: OPERATION }, async () => {
+    const handled = async () => {
+      const { stdout } = await machine.exec('cat /proc/interrupts');
+      return Number(/^ *\d+: +(\d+).*virtio0$/m.exec(stdout)?.[1]);
+    };
+    const raised = async () => (await machine.metrics()).devices.vsock?.interrupts ?? Number.NaN;
+    const raisedBefore = await raised();
+    const handledBefore = await handled();
+    for (let i = 0; i < 5; i++) await machine.exec('true');
+    const handledSince = (await handled()) - handledBefore;
+    expect(handledSince).toBeGreaterThan(10);
+    expect(handledSince).toBeLessThanOrEqual((await raised()) - raisedBefore);
+  });
+
   it('has terminals', { timeout: OPERATION }, async () => {
     expect((await machine.exec('stty size; tty', { tty: { rows: 40, columns: 100 } })).stdout).toBe(
       '40 100\r\n/dev/pts/0\r\n',

@@ -63,7 +63,10 @@ interface QueueSetup {
 /** What the transport needs of its machine. */
 export interface TransportHost {
   readonly memory: GuestMemory;
-  /** Level-triggered. */
+  /**
+   * Up while the interrupt status is not 0, which suits a level-triggered input; and up anew after an acknowledgement
+   * that leaves something, for an edge-triggered one.
+   */
   readonly interrupt: InterruptLine;
   /** Says once per driver initialization what a driver did wrong: its device stopped. */
   readonly broken: (what: string) => void;
@@ -130,7 +133,7 @@ export class VirtioMmio implements BusDevice {
     if (offset === abi.VIRTIO_MMIO_QUEUE_NOTIFY) {
       this.#notifications++;
       this.#notify(value);
-    } else if (offset === abi.VIRTIO_MMIO_INTERRUPT_ACK) this.#setInterruptStatus(this.#interruptStatus & ~value);
+    } else if (offset === abi.VIRTIO_MMIO_INTERRUPT_ACK) this.#acknowledge(value);
     else this.#setRegister(offset, value);
   }
 
@@ -384,6 +387,13 @@ export class VirtioMmio implements BusDevice {
   #closeQueues(): void {
     for (const queue of this.#active) queue.close();
     this.#active = [];
+  }
+
+  #acknowledge(bits: number): void {
+    const left = this.#interruptStatus & ~bits;
+    // What came after the driver had looked made no edge.
+    if (left !== this.#interruptStatus) this.#setInterruptStatus(0);
+    this.#setInterruptStatus(left);
   }
 
   #setInterruptStatus(status: number): void {

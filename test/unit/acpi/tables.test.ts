@@ -163,7 +163,7 @@ describe('DSDT', () => {
     expect(found.map(({ resources }) => resources)).toEqual(
       virtio.map(({ base, length, gsi }) => [
         { kind: 'memory', writable: true, base, length },
-        { kind: 'interrupt', consumer: true, trigger: 'level', polarity: 'high', sharing: 'shared', gsis: [gsi] },
+        { kind: 'interrupt', consumer: true, trigger: 'edge', polarity: 'high', sharing: 'exclusive', gsis: [gsi] },
       ]),
     );
     expect(new Set(devices.map(({ path }) => path)).size).toBe(devices.length);

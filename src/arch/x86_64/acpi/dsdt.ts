@@ -22,7 +22,10 @@ export interface VirtioSlot {
   /** Guest physical address and length of its registers, below 4 GiB. */
   readonly base: number;
   readonly length: number;
-  /** Its interrupt, level-triggered and active high; devices may share one. */
+  /**
+   * Its interrupt, edge-triggered and active high. Not level-triggered: some nested KVMs end an interrupt as they deliver
+   * it, and then deliver it again, since its line is still up.
+   */
   readonly gsi: number;
 }
 
@@ -46,7 +49,7 @@ function virtioMmio({ base, length, gsi }: VirtioSlot, index: number): Aml {
     `V${index.toString(16).toUpperCase().padStart(3, '0')}`,
     name('_HID', string('LNRO0005')),
     name('_UID', integer(index)),
-    name('_CRS', resourceTemplate(memory32(base, length), interrupt(gsi, 'level'))),
+    name('_CRS', resourceTemplate(memory32(base, length), interrupt(gsi, 'edge'))),
   );
 }
 
