@@ -42,9 +42,10 @@ const MEMORY_MIB = 128;
 
 /**
  * Milliseconds of guest time before the first segment. What V8 has not optimized after some ten thousand requests it will
- * not: that takes up to two seconds where there is one request at a time. QEMU only has to touch its memory.
+ * not: that takes two seconds where there is one request at a time, four beside other work. QEMU only has to touch its
+ * memory.
  */
-const WARM_UP = { tsvisor: 2000, qemu: 100 } as const;
+const WARM_UP = { tsvisor: 4000, qemu: 100 } as const;
 const SEGMENT = 40;
 const SEGMENTS = 5;
 

@@ -136,7 +136,7 @@ describe('the virtio bench', () => {
       peers: { qemu: Array(10).fill(20) },
     });
     expect(notes).toEqual(['w: no QEMU with broken: no such option', 'w: QEMU with quick 20; slow 10 MB/s']);
-    const warmedUp = 'bench=blk-read depth=4 size=4096 warmup=4000000 segment=80000 segments=5';
+    const warmedUp = 'bench=blk-read depth=4 size=4096 warmup=8000000 segment=80000 segments=5';
     expect(tsvisor.words).toEqual([warmedUp, warmedUp]);
   });
 
