@@ -81,7 +81,9 @@ export class Agent {
     const deadline = timeout === undefined ? undefined : new Deadline(command, timeout);
     const either = signal && deadline ? AbortSignal.any([signal, deadline.signal]) : (signal ?? deadline?.signal);
     try {
-      const connection = await request(this.#channel, frame, either);
+      // Who gives a command an hour gives the agent as long to take it: its guest may have a busy host.
+      const channel = { ...this.#channel, timeout: Math.max(this.#channel.timeout, timeout ?? 0) };
+      const connection = await request(channel, frame, either);
       const process = await GuestProcess.start(connection, Boolean(tty), either);
       return { process, ...(deadline && { deadline }) };
     } catch (error) {

@@ -8,6 +8,8 @@ import { type Deferred, deferred } from './deferred.js';
 
 /** Milliseconds from a question to an agent that must be there by then: a boot on a busy host that interprets guests. */
 const DEFAULT_READY_TIMEOUT = 120_000;
+/** Who waits for ready() has a limit of his own. */
+const NO_LIMIT = 2 ** 31 - 1;
 /** Ports below need privilege in the guest: its other programs cannot pass for the agent. */
 const PRIVILEGED_PORTS = 1024;
 
@@ -49,7 +51,7 @@ export class MachineAgent {
     };
     const connect = (signal?: AbortSignal) => vsock.connect(AGENT_PORT, signal && { signal });
     this.agent = new Agent(connect, { ready });
-    this.#fresh = new Agent(connect);
+    this.#fresh = new Agent(connect, { answerTimeout: NO_LIMIT });
     void this.#accept();
   }
 

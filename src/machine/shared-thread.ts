@@ -12,7 +12,7 @@ const RING = new Uint8Array(new BigUint64Array([1n]).buffer);
  * it takes about a megabyte beside its guest's memory instead of some ten, and is there sooner, since the thread has its
  * code already. Each vCPU has a native thread of its own, so an exit costs a hand-over. The machines share a fate: an
  * uncaught error of a user's device there ends them all, and a device that computes for long holds up the others. Modules
- * of users' devices are loaded once. A machine with a page source cannot be on it.
+ * of users' devices are loaded once, and one that never ends loading is given up only with the thread. A machine with a page source cannot be on it.
  */
 export class SharedThread implements AsyncDisposable {
   readonly #worker: Worker;
@@ -63,9 +63,9 @@ export class SharedThread implements AsyncDisposable {
     if (this.#links.delete(link) && this.#links.size === 0) this.#worker.unref();
   }
 
-  /** Ends the machines on it, then the thread. */
+  /** Ends the machines on it, then the thread. One that is still being made is given up. */
   async close(): Promise<void> {
-    await Promise.all([...this.#links].map((link) => link.close()));
+    await Promise.all([...this.#links].filter(({ building }) => !building).map((link) => link.close()));
     await this.#worker.terminate();
     await this.#exited;
   }

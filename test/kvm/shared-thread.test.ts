@@ -83,6 +83,18 @@ describeKvm('machines on a thread that they share', () => {
     });
   });
 
+  test('are given up with it while they are made', async () => {
+    const thread = new SharedThread();
+    const devices = [{ module: new URL('./modules/never-loads.js', import.meta.url) }];
+    const never = Machine.create({ kernel: BUSY, memory, devices }, { thread });
+    const refused = expect(never).rejects.toMatchObject({ code: 'ERR_MACHINE_CRASHED' });
+    await using machine = await Machine.create({ kernel: BUSY, memory }, { thread });
+    await machine.start();
+    await moreThan(machine, 0);
+    await thread.close();
+    await refused;
+  });
+
   test('die with it', async () => {
     await using thread = new SharedThread();
     const module = new URL('./modules/dies.js', import.meta.url);
