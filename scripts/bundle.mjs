@@ -1,6 +1,6 @@
 // Makes one file of all that a thread loads, in the place of its entry, so that it starts quickly: `npm run build` does so
 // after tsc. Where only tsc has run, every module is a file of its own, and everything works all the same.
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { build } from 'esbuild';
 
@@ -11,10 +11,12 @@ const packages = new Set();
 /** Bundles entries of src to files of the same name in dist. */
 async function bundle(entries, options) {
   for (const entry of entries) {
+    const outfile = `dist/${entry.replace(/\.c?ts$/, '.cjs')}`;
+    rmSync(join(root, `${outfile}.cache`), { force: true }); // V8 knows the source by nothing but its length
     const { metafile } = await build({
       absWorkingDir: root,
       entryPoints: [`src/${entry}`],
-      outfile: `dist/${entry.replace(/\.c?ts$/, '.cjs')}`,
+      outfile,
       bundle: true,
       platform: 'node',
       target: 'node20',

@@ -16,7 +16,7 @@ const bundled = typeof BUNDLED !== 'undefined';
 
 /**
  * Runs a bundle as a CommonJS module, with the code that V8 kept of an earlier run beside it, in FILE.cache. V8 refuses a
- * cache that another version or other flags of it made, or of another source; then the code is compiled as ever.
+ * cache that another version or other flags of it made, or of a source of another length; then the code is compiled as ever.
  */
 function run(file: string, require: NodeJS.Require): unknown {
   const source = fs.readFileSync(file, 'latin1'); // it is ASCII
