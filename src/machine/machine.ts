@@ -264,7 +264,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
 
   /**
    * Keeps so many threads ready for machines to come, each some 10 MiB: to start one and load its code is most of the time
-   * that create() and restore() take otherwise.
+   * that create() and restore() take otherwise. Each has a VM with as much memory as the machine before had, up to 1 GiB,
+   * or as much as is the default; a machine of another size takes some 10 ms longer.
    * @param count 0 to 64; 0 at first. @throws UsageError
    */
   static keepWarm(count: number): void {

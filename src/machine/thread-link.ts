@@ -132,7 +132,9 @@ export class ThreadLink {
       shared.take(this, order);
       return;
     }
-    const worker = takeThread(data.config.memory);
+    const { config, origin } = data;
+    const ofItsOwn = origin?.pages !== undefined || origin?.layers[0]?.exclusive === true;
+    const worker = takeThread(ofItsOwn ? 0 : config.memory);
     this.#worker = worker;
     worker.postMessage(order, [there]);
     worker.on('error', (error) => this.#fail(crashed(error)));

@@ -11,11 +11,7 @@ let wanted = 0;
 /** Of the last machine: the next is likely to have as much. */
 let memory: number | undefined;
 
-/**
- * Keeps so many threads ready for machines to come: to start a thread and load its code is most of what create() and
- * restore() take otherwise. They do not keep the process from ending.
- * @param count 0 to 64; 0 at first. @throws UsageError
- */
+/** Keeps so many threads ready for machines to come; see Machine.keepWarm(). They do not keep the process from ending. */
 export function keepWarm(count: number): void {
   if (!Number.isInteger(count) || count < 0 || count > MAX_WARM) {
     throw new UsageError(`keepWarm: ${count} is not a number of threads from 0 to ${MAX_WARM}`);
@@ -25,10 +21,13 @@ export function keepWarm(count: number): void {
   fill();
 }
 
-/** A thread, which waits for its ThreadOrder. The caller owns it. @param size of its first machine's memory, if known. */
-export function takeThread(size?: number): Worker {
-  memory = size ?? memory;
-  const worker = waiting.shift() ?? startThread(memory);
+/**
+ * A thread, which waits for its ThreadOrder. The caller owns it.
+ * @param size of its first machine's memory, in bytes; 0 where that cannot be made ahead
+ */
+export function takeThread(size = memory): Worker {
+  memory = size || memory;
+  const worker = waiting.shift() ?? startThread(size);
   worker.removeAllListeners();
   worker.ref();
   // Not before this machine has had its turn.
@@ -39,13 +38,13 @@ export function takeThread(size?: number): Worker {
 /** Milliseconds. */
 const REFILL_DELAY = 20;
 
-/** Sees to it that one is ready for a machine that is to come soon. */
+/** Sees to it that one is ready for a machine that is to come soon, with memory of its own. */
 export function warmUp(): void {
-  fill(1);
+  if (waiting.length === 0) offerThread(startThread(0));
 }
 
-function fill(count = wanted): void {
-  while (waiting.length < count) offerThread(startThread(memory));
+function fill(): void {
+  while (waiting.length < wanted) offerThread(startThread(memory));
 }
 
 /** Adds one that was started elsewhere. */

@@ -166,6 +166,29 @@ describeKvm('a machine', () => {
   });
 });
 
+describeKvm('a machine on a thread that was kept warm', () => {
+  test('runs, with as much memory as was expected and with another size', async () => {
+    Machine.keepWarm(1);
+    try {
+      // The guest tells whether the last byte of 6 MiB is RAM.
+      const guest = 'mov ebx, 0x5fffff; mov byte ptr [rbx], 5; mov al, [rbx]; out DEBUG_EXIT, al';
+      for (const [megabytes, code] of [
+        [6, 5],
+        [6, 5],
+        [4, 255],
+        [8, 5],
+      ] as const) {
+        await delay(300); // most likely it is ready then; it is right all the same where it is not
+        await using machine = await create(guest, { memory: megabytes * MiB });
+        await machine.start();
+        expect(await machine.wait()).toMatchObject({ reason: 'guest-exit', code });
+      }
+    } finally {
+      Machine.keepWarm(0);
+    }
+  });
+});
+
 describeKvm('a machine whose thread dies', () => {
   const die = async () => {
     const create = Machine.create({
