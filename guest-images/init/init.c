@@ -21,6 +21,7 @@ static char term[64] = "TERM=vt102";
 static struct winsize window;
 static char links_stack[4096] __attribute__((aligned(16)));
 static int agent_wanted;
+static unsigned cpus;
 static const char *network; /* the interface, or null */
 static long agent; /* its process, or 0 */
 
@@ -86,7 +87,7 @@ static void mount_file_systems(void)
 
 /* tsvisor.term=, tsvisor.rows= and tsvisor.cols= describe the user's terminal;
  * tsvisor.agent asks for the agent, tsvisor.net=INTERFACE for its user-mode
- * network. */
+ * network; tsvisor.cpus=N says how many CPUs to bring up. */
 static void read_command_line(void)
 {
 	const char *value;
@@ -112,6 +113,28 @@ static void read_command_line(void)
 			agent_wanted = 1;
 		else if ((value = after(word, "tsvisor.net=")))
 			network = value;
+		else if ((value = after(word, "tsvisor.cpus=")))
+			cpus = number(value);
+	}
+}
+
+/* Those that the kernel left alone. Booted with all of them, one that has
+ * nothing to do is woken again and again to look for work; interpreted, that
+ * costs as much as the boot. */
+static void start_cpus(void)
+{
+	char path[64];
+
+	for (unsigned cpu = 1; cpu < cpus; cpu++) {
+		char *end = append(path, "/sys/devices/system/cpu/cpu");
+		long fd;
+
+		append(append_number(end, cpu), "/online");
+		fd = SYS3(open, path, O_WRONLY, 0);
+		if (fd < 0)
+			return;
+		SYS3(write, fd, "1", 1);
+		SYS1(close, fd);
 	}
 }
 
@@ -265,14 +288,10 @@ static void leave(enum action action)
 /* Whether process `pid` has no children but these two, which may be 0. */
 static int no_children_but(long pid, long first, long second)
 {
-	char digits[20] = { 0 }, path[64], text[64], *d = digits + sizeof digits - 1, *end = path;
+	char path[64], text[64], *end = path;
 
-	for (long rest = pid; rest; rest /= 10)
-		*--d = (char)('0' + rest % 10);
-	end = append(end, "/proc/");
-	end = append(end, d);
-	end = append(end, "/task/");
-	end = append(end, d);
+	end = append_number(append(end, "/proc/"), (unsigned)pid);
+	end = append_number(append(end, "/task/"), (unsigned)pid);
 	append(end, "/children");
 	if (read_file(path, text, sizeof text) < 0)
 		return 0;
@@ -348,6 +367,7 @@ static void run_as_init(void)
 	SYS2(sethostname, "tsvisor", 7);
 	if (network)
 		join_user_network(network);
+	start_cpus();
 	port_write(MILESTONE_SHELL, PORT_MILESTONE);
 	shell = start_shell();
 	if (agent_wanted)

@@ -106,6 +106,18 @@ static inline char *append(char *to, const char *s)
 	return to;
 }
 
+/* In decimal. Returns the end, as append does. */
+static inline char *append_number(char *to, unsigned value)
+{
+	char digits[11], *d = digits + sizeof digits - 1;
+
+	*d = 0;
+	do
+		*--d = (char)('0' + value % 10);
+	while (value /= 10);
+	return append(to, d);
+}
+
 static inline unsigned number(const char *s)
 {
 	unsigned n = 0;

@@ -18,10 +18,11 @@ import { parseVsock } from './vsock-option.js';
 /** `tsvisor run`. */
 export async function runMachine(args: RunArguments): Promise<void> {
   const streams = parseStreams(args);
+  const cpus = parseNumber('cpus', args.cpus, `a number of vCPUs from 1 to ${MAX_CPUS}`, 1, MAX_CPUS);
   await hostMachine(args, {
-    prepare: () => buildDefaultGuest(args),
+    prepare: () => buildDefaultGuest({ ...args, cpus }),
     make: async (folder, options) => {
-      const config = configOf(args, streams, folder);
+      const config = { ...configOf(args, streams, folder), cpus };
       return {
         machine: await Machine.create(config, options),
         streams,
@@ -43,7 +44,6 @@ function configOf(args: RunArguments, streams: StreamRequests, folder: MachineFo
     ...(initrd !== undefined && { initrd }),
     append: args.append ?? '',
     memory: parseSize('memory', args.memory),
-    cpus: parseNumber('cpus', args.cpus, `a number of vCPUs from 1 to ${MAX_CPUS}`, 1, MAX_CPUS),
     vcpuThreads: args.vcpuThreads,
     onReset: args.noReboot ? 'end' : 'restart',
     serial: streams.serial.target.kind !== 'none',

@@ -30,6 +30,12 @@ const INTERPRETED = [
   'cryptomgr.notests',
 ];
 
+/** For several vCPUs there, when init brings up all but the first: its start_cpus() says why. */
+const CPUS_BY_INIT = [
+  'maxcpus=1',
+  'noreplace-smp', // nor are LOCK prefixes patched out for one CPU, and in again for the next
+];
+
 /** Users' devices, as far as the guest is told of them here. */
 export interface DevicesOfUser {
   readonly virtio: readonly unknown[];
@@ -43,7 +49,10 @@ export function commandLine(config: ResolvedConfig, flavour: KvmFlavour, devices
   const words = config.serial ? [SERIAL] : [];
   if (config.console === 'hvc0') words.push('console=hvc0'); // the last one is /dev/console
   words.push(...COMMON);
-  if (flavour === 'interpreted') words.push(...INTERPRETED);
+  if (flavour === 'interpreted') {
+    words.push(...INTERPRETED);
+    if (config.cpus > 1 && config.defaultInit) words.push(...CPUS_BY_INIT, `tsvisor.cpus=${config.cpus}`);
+  }
   if (config.terminal) {
     const { type, rows, columns } = config.terminal;
     words.push(`tsvisor.term=${type}`, `tsvisor.rows=${rows}`, `tsvisor.cols=${columns}`);

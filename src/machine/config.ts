@@ -53,6 +53,8 @@ export interface ResolvedConfig extends DeviceConfig {
   readonly agent: boolean;
   /** Path of the agent's program, to be brought into the image; undefined where the image has it. */
   readonly agentProgram: string | undefined;
+  /** Whether the image's init is known to be the default guest's, which can bring up CPUs that the kernel leaves to it. */
+  readonly defaultInit: boolean;
   readonly terminal: MachineConfig['terminal'];
 }
 
@@ -111,14 +113,15 @@ export function resolveConfig(config: ConfigWithImages): ResolvedConfig {
     throw new UsageError(`onReset: ${onReset} is neither restart nor end`);
   if (typeof serial !== 'boolean') throw new UsageError(`serial: ${serial} is neither true nor false`);
   const terminal = resolveTerminal(config.terminal);
-  const { agent = false, agentProgram } = config;
+  const { agent = false, agentProgram, defaultInit = false } = config;
   if (typeof agent !== 'boolean') throw new UsageError(`agent: ${agent} is neither true nor false`);
+  if (typeof defaultInit !== 'boolean') throw new UsageError(`defaultInit: ${defaultInit} is neither true nor false`);
   if (agent && config.vsock === false)
     throw new UsageError('vsock: the agent needs it; leave it out, or set agent: false');
   const devices = resolveDevices(agent ? { ...config, vsock: config.vsock ?? true } : config);
   const console = resolveConsole(config.console, serial, devices);
   const guest = { kernel, initrd, append, memory, cpus, vcpuThreads, onReset };
-  return { ...guest, serial, console, agent, agentProgram, terminal, ...devices };
+  return { ...guest, serial, console, agent, agentProgram, defaultInit, terminal, ...devices };
 }
 
 function resolveTerminal(terminal: MachineConfig['terminal']): MachineConfig['terminal'] {

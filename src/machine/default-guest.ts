@@ -51,6 +51,11 @@ function runScript(script: string, args: readonly string[], progress?: BuildProg
 
 export const DEFAULT_FLAVOUR = 'tiny';
 
+/** The flavour for machines of so many vCPUs: a kernel for several takes half as long again to boot on one. */
+export function flavourFor(cpus = 1): string {
+  return cpus > 1 ? 'tiny-smp' : DEFAULT_FLAVOUR;
+}
+
 /** The path of a flavour's vmlinux, built if it is not cached. */
 export function kernelPath(flavour = DEFAULT_FLAVOUR, source?: string, progress?: BuildProgress): Promise<string> {
   const args = ['--flavour', flavour, ...(source === undefined ? [] : ['--source', source])];
@@ -67,8 +72,15 @@ export function agentPath(progress?: BuildProgress): Promise<string> {
   return imagePath('build-agent.sh', [], progress);
 }
 
-/** A configuration with images, and with the program of the agent where theirs is not known to have one. */
-export type ConfigWithImages = MachineConfig & { readonly kernel: string; readonly agentProgram?: string };
+/**
+ * A configuration with images, with the program of the agent where theirs is not known to have one, and whether their init
+ * is known to be the default guest's.
+ */
+export type ConfigWithImages = MachineConfig & {
+  readonly kernel: string;
+  readonly agentProgram?: string;
+  readonly defaultInit?: boolean;
+};
 
 /** The configuration with the default guest's images, where it names none of its own. @throws TsvisorError ERR_BUILD */
 export async function withDefaultGuest(
@@ -85,10 +97,10 @@ export async function withDefaultGuest(
 async function withImages(config: MachineConfig, progress: BuildProgress): Promise<ConfigWithImages> {
   const { kernel, initrd, append } = config;
   if (kernel !== undefined) return { ...config, kernel };
-  const images = { kernel: await kernelPath(undefined, undefined, progress) };
+  const images = { kernel: await kernelPath(flavourFor(config.cpus), undefined, progress) };
   if (initrd !== undefined || namesRoot(append)) return { ...config, ...images };
   const agent = config.agent ?? config.vsock !== false;
-  return { ...config, ...images, agent, initrd: await initramfsPath(progress) };
+  return { ...config, ...images, agent, initrd: await initramfsPath(progress), defaultInit: true };
 }
 
 /** Whether a command line names a root file system: then the default initramfs, which is one, is not wanted. */

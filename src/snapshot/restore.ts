@@ -93,6 +93,7 @@ const AS_SAVED: Readonly<Record<keyof ConfigWithImages, boolean>> = {
   serial: true,
   console: true,
   agent: true,
+  defaultInit: true,
   terminal: true,
   consolePorts: true,
   rng: true,

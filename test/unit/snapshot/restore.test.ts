@@ -129,7 +129,7 @@ describe('a crafted configuration', () => {
     ...[{}, { toString: 5 }, 'x', null].map((value) => set('config.acpi', value)),
     ...[{}, 5, { bytesPerSecond: 'x' }, { bytesPerSecond: 1, more: 1 }].map((value) => set('config.rng', value)),
     ...['explode', 5, null].map((value) => set('config.onReset', value)),
-    ...[5, 'true'].flatMap((value) => [set('config.agent', value), set('config.serial', value)]),
+    ...[5, 'true'].flatMap((value) => ['agent', 'serial', 'defaultInit'].map((name) => set(`config.${name}`, value))),
     ...[0, 255, '1', 1.5, 2 ** 53].map((value) => set('config.cpus', value)),
     ...['hvc0', 'tty1', 5, {}].map((value) => set('config.console', value)),
     ...[5, 'no'].map((value) => set('config.drives.1.readOnly', value)),
