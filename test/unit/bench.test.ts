@@ -1,10 +1,13 @@
-import { describe, expect, test } from 'vitest';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { footprint } from '../bench/footprint.js';
 import { loadWarning } from '../bench/host.js';
 import { interleave, whoCan } from '../bench/interleave.js';
-import { timeUntil } from '../bench/peers.js';
+import { peersUntil, timeUntil } from '../bench/peers.js';
 import { type Measurement, median, quantile, rowOf, tableOf } from '../bench/result.js';
 import { compare, type Vmm } from '../bench/virtio-guest.js';
+import { temporaryFolder } from '../support/temporary-folder.js';
 
 const measurement: Measurement = {
   name: 'PIO write, CPL0',
@@ -98,6 +101,48 @@ describe('a peer that boots a guest', () => {
     await expect(peer('echo "KVM internal error. Suberror: 1" >&2; exec sleep 600')).rejects.toThrow('Suberror: 1');
     await expect(peer('exit 3')).rejects.toThrow('it ends with code 3');
     await expect(timeUntil(/x/, 'tsvisor-no-such-program', [])).rejects.toThrow('ENOENT');
+  });
+});
+
+describe('peers that are looked for on PATH', () => {
+  const folder = temporaryFolder();
+  const unable = temporaryFolder();
+  const install = (name: string, script: string, where = folder) => {
+    writeFileSync(join(where, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  };
+  const guest = { kernel: '/k', initrd: '/i', append: 'console=ttyS0 quiet', memory: 64 };
+  const peers = (path: string) => {
+    vi.stubEnv('PATH', path);
+    return peersUntil(/\/ # /, guest);
+  };
+  afterEach(() => {
+    vi.unstubAllEnvs();
+  });
+
+  test('get the guest: Firecracker by a file, kvmtool by options', async () => {
+    install(
+      'firecracker',
+      `[ "$1 $2" = "--no-api --config-file" ] && cp "$3" ${join(folder, 'config')} && echo "/ # "`,
+    );
+    install('lkvm', `echo "$@" > ${join(folder, 'options')}; echo "/ # "`);
+    const { firecracker, kvmtool } = peers(`${folder}:${process.env.PATH}`);
+    expect(await firecracker()).toBeGreaterThan(0);
+    expect(JSON.parse(readFileSync(join(folder, 'config'), 'utf8'))).toMatchObject({
+      'boot-source': { kernel_image_path: '/k', initrd_path: '/i', boot_args: 'console=ttyS0 quiet' },
+      'machine-config': { vcpu_count: 1, mem_size_mib: 64 },
+    });
+    expect(await kvmtool()).toBeGreaterThan(0);
+    expect(readFileSync(join(folder, 'options'), 'utf8')).toMatch(
+      /^run .*--mem 64 .*--kernel \/k --initrd \/i --params console=ttyS0 quiet$/m,
+    );
+  });
+
+  test('that cannot run say why', async () => {
+    install('firecracker', 'echo "this host has no VMX" >&2; exit 1', unable);
+    const { able, absent } = await whoCan(peers(unable));
+    expect(able).toEqual({});
+    expect(absent.firecracker).toBe('this host has no VMX');
+    expect((await whoCan(peers('/nowhere'))).absent.kvmtool).toBe('it is not installed');
   });
 });
 
