@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Machine, SharedThread } from '#dist/index.js';
 import { now } from '#dist/machine/end.js';
+import { bootToRest } from './booted.js';
 import { compileGuest } from './compile.js';
 import { runReference } from './contestants.js';
 import { interleave } from './interleave.js';
@@ -24,9 +25,7 @@ export const snapshot: Bench = {
     const folder = mkdtempSync(join(tmpdir(), 'tsvisor-bench-'));
     try {
       await using machine = await Machine.create();
-      await machine.start();
-      await machine.ready();
-      await machine.exec('true');
+      await bootToRest(machine);
       const saved = await saving(machine, folder, options);
       const path = join(folder, 'base');
       await machine.snapshot(path);
