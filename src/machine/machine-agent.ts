@@ -82,9 +82,7 @@ export class MachineAgent {
       await this.#renew();
       this.#settle();
     } catch (error) {
-      const { cause } = error as Error;
-      if (error instanceof VsockError || cause instanceof VsockError) return; // it will say when it is there
-      this.#settle(error as Error);
+      if (!isLost(error)) this.#settle(error as Error); // otherwise it will say when it is there
     }
   }
 
@@ -112,7 +110,8 @@ export class MachineAgent {
       if (this.#over) return;
       if (this.#there === there) this.#there = deferred(); // it says so when it is there again
     } catch (error) {
-      this.#settle(error as Error); // of another version, say: it is no use to wait
+      // A guest that was restored resets its connections, those too that it has made since: its agent says so again.
+      if (!isLost(error)) this.#settle(error as Error); // of another version, say: it is no use to wait
     }
   }
 
@@ -141,4 +140,9 @@ export class MachineAgent {
       });
     return this.#renewing;
   }
+}
+
+/** Whether it is a connection's end, and not what was said on it. */
+function isLost(error: unknown): boolean {
+  return error instanceof VsockError || (error as Error).cause instanceof VsockError;
 }

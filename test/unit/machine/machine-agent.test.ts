@@ -24,13 +24,14 @@ function setUp(identity?: GuestIdentity, answer: () => Promise<Duplex> = () => P
     driverUp: () => driver.promise,
   };
   const agent = new MachineAgent(vsock, () => {}, identity);
-  /** A connection of the guest's. */
-  const connect = (port = 1000): Duplex => {
+  /** A connection of the guest's. @returns the guest's end, and the host's. */
+  const connectBoth = (port = 1000): [Duplex, Duplex] => {
     const [here, there] = duplexPair();
     listener.add(Object.assign(here, { localPort: 1007, remotePort: port }) as unknown as VsockStream);
-    return there;
+    return [there, here];
   };
-  return { agent, connect, driver };
+  const connect = (port?: number): Duplex => connectBoth(port)[0];
+  return { agent, connect, connectBoth, driver };
 }
 
 it('is ready from the greeting to the end of its connection', async () => {
@@ -57,6 +58,17 @@ it('is ready after a greeting that was cut off by a reset of the guest, or was o
     await delay(20);
     await agent.ready({ timeout: 1000 });
   }
+});
+
+it('is still awaited when the guest resets the connection of its greeting', async () => {
+  const { agent, connect, connectBoth } = setUp();
+  const ready = agent.ready({ timeout: 10_000 });
+  const [, host] = connectBoth();
+  await delay(20);
+  host.destroy(new VsockError('vsock: port 1006 of the guest and 1007 of the host: the guest reset the connection'));
+  await delay(20);
+  connect().write(hello());
+  await ready;
 });
 
 it('is not there for a program of the guest without privilege, nor when the machine has ended', async () => {
