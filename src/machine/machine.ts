@@ -57,8 +57,8 @@ import { keepWarm, warmUp } from './warm-threads.js';
 const ERROR_CONSOLE_LINES = 20;
 
 const DEFAULT_STOP_TIMEOUT = 30_000;
-/** Milliseconds between the end of a guest's programs and its own. */
-const END_GRACE = 5000;
+/** Milliseconds between the end of a guest's programs and its own, on a busy host that interprets guests. */
+const END_GRACE = 30_000;
 
 /** Host-side hooks of a machine. */
 export interface MachineOptions {
@@ -712,8 +712,11 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     const late = AbortSignal.timeout(END_GRACE);
     const tooLate = new Promise<void>((resolve) => late.addEventListener('abort', () => resolve()));
     // Of an agent that is being killed the command's connection may go first: only one that answers is there.
-    const answers = agent.ready({ signal: late }).then(() => agent.agent.ping({ signal: late }));
-    const end = await Promise.race([this.wait(), answers.catch(() => tooLate), tooLate]);
+    const answers = agent.ready({ signal: late }).then(
+      () => agent.agent.ping({ signal: late }).catch(() => tooLate),
+      (error) => (error instanceof AgentError ? undefined : tooLate), // one that is there, and of no use
+    );
+    const end = await Promise.race([this.wait(), answers, tooLate]);
     if (end) throw this.#whyEnded(end);
   }
 
