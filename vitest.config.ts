@@ -17,8 +17,9 @@ export default defineConfig({
     include: ['test/{unit,kvm,guest,fuzz}/**/*.test.ts'],
     pool: 'forks',
     maxWorkers: 2,
-    testTimeout: 60_000,
-    hookTimeout: 120_000,
+    // For what hangs: nothing is measured by them, and a busy host that interprets guests takes minutes for a boot.
+    testTimeout: 300_000,
+    hookTimeout: 600_000,
     server: { deps: { external: [/\/dist\//] } },
     sequence: { sequencer: LongFirst },
   },

@@ -52,7 +52,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     const saved = await cli(['snapshot', 'base', ready, '--track']);
     expect(saved).toMatchObject({ code: 0, stderr: '' });
     expect(saved.stdout).toMatch(new RegExp(`^${ready}: [0-9.]+M of memory; the guest stood still for \\d+ ms\\n$`));
-  }, 400_000);
+  });
 
   afterAll(async () => {
     for (const { name } of await list()) await cli(['stop', '--force', name]);
@@ -61,9 +61,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     for (const { name } of await list()) if (name !== 'base') await cli(['stop', '--force', name]);
   });
 
-  test('the machine goes on; a differential snapshot is small and makes the same machine', {
-    timeout: 200_000,
-  }, async () => {
+  test('the machine goes on; a differential snapshot is small and makes the same machine', async () => {
     expect((await exec('base', 'sh', '-c', 'echo after >>/tmp/state; cat /tmp/state')).stdout).toBe('before\nafter\n');
     const { code, stdout } = await cli(['snapshot', 'base', at('later'), '--differential', '--json']);
     expect(code).toBe(0);
@@ -77,7 +75,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     expect(await cli(['restore', ready, '--', 'cat', '/tmp/state'])).toMatchObject({ stdout: 'before\n' });
   });
 
-  test('restore -- COMMAND has its streams, exit code and drives', { timeout: 120_000 }, async () => {
+  test('restore -- COMMAND has its streams, exit code and drives', async () => {
     const command = ['sh', '-c', 'cat; head -n 1 /dev/vda; echo err >&2; exit 6'];
     expect(await cli(['restore', ready, '--stats', at('stats'), '--', ...command], { input: 'input\n' })).toMatchObject(
       {
@@ -91,9 +89,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     expect(names()).toEqual(['base']);
   });
 
-  test('a named one is found by exec, console and ps; snapshot --stop puts it to sleep', {
-    timeout: 200_000,
-  }, async () => {
+  test('a named one is found by exec, console and ps; snapshot --stop puts it to sleep', async () => {
     const status = await restore('web');
     expect(status).toMatchObject({ name: 'web', snapshot: ready, memory: 2 ** 26, agent: true, console: true });
     expect((await cli(['ps'])).stdout).toMatch(new RegExp(`^web +\\d+ +running +.* +snapshot ${ready}$`, 'm'));
@@ -105,7 +101,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     });
   });
 
-  test('on a terminal: its prompt, typing, Ctrl-A x, and the terminal as it was', { timeout: 120_000 }, async () => {
+  test('on a terminal: its prompt, typing, Ctrl-A x, and the terminal as it was', async () => {
     using terminal = new Tmux(90, 25);
     await terminal.type(`${process.execPath} ${cliPath} restore ${ready} --name here`, 'Enter');
     await terminal.shows(/goes on from .*Enter shows its prompt/);
@@ -121,7 +117,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     expect(names()).toEqual(['base']);
   });
 
-  test('progress is shown on a terminal, and nothing of it stays', { timeout: 120_000 }, async () => {
+  test('progress is shown on a terminal, and nothing of it stays', async () => {
     using pty = new Pty();
     process.kill((await list())[0].pid, 'SIGSTOP'); // so that it takes time
     const child = spawn(process.execPath, [cliPath, 'snapshot', 'base', at('slow')], {
@@ -136,7 +132,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     expect(pty.screen).toMatch(/\r\x1b\[K$/);
   });
 
-  test('clone: as many as asked for, each with its name and what it writes', { timeout: 200_000 }, async () => {
+  test('clone: as many as asked for, each with its name and what it writes', async () => {
     const { code, stdout, stderr } = await cli(['clone', ready, '--count', '3', '--name', 'worker', '--json']);
     expect([code, stderr]).toEqual([0, '']);
     const expected = ['worker-1', 'worker-2', 'worker-3'];
@@ -147,14 +143,14 @@ describeKvm('tsvisor snapshot and restore', () => {
     );
   });
 
-  test('clone starts all, or none', { timeout: 100_000 }, async () => {
+  test('clone starts all, or none', async () => {
     await restore('some-3');
     const result = await cli(['clone', ready, '-n', '4', '--name', 'some']);
     expect(result).toMatchObject({ code: 64, stdout: '', stderr: expect.stringMatching(/'some-3' runs already/) });
     expect(names().sort()).toEqual(['base', 'some-3']);
   });
 
-  test('clone of a machine that runs: its folder goes with the last of them', { timeout: 200_000 }, async () => {
+  test('clone of a machine that runs: its folder goes with the last of them', async () => {
     const shared = () => readdirSync(tmpdir()).filter((name) => name.startsWith('tsvisor-shared-'));
     const before = shared();
     expect(await cli(['clone', 'base', '-n', '2'])).toMatchObject({ code: 0, stdout: 'base-1\nbase-2\n', stderr: '' });
@@ -166,7 +162,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     expect(shared()).toEqual(before);
   });
 
-  test('migrate: the machine goes on in the process that waits for it', { timeout: 200_000 }, async () => {
+  test('migrate: the machine goes on in the process that waits for it', async () => {
     writeFileSync(at('key'), 'a secret of more than 16 bytes', { mode: 0o600 });
     await restore('leaving');
     const address = `unix:${at('move.sock')}`;
@@ -179,7 +175,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     expect((await exec('arrived', 'cat', '/tmp/state')).stdout).toBe('before\n');
   });
 
-  test('what cannot be moved goes on where it is', { timeout: 200_000 }, async () => {
+  test('what cannot be moved goes on where it is', async () => {
     writeFileSync(at('key'), 'a secret of more than 16 bytes', { mode: 0o600 });
     writeFileSync(at('other'), 'another secret of 16 bytes or more', { mode: 0o600 });
     writeFileSync(at('open'), 'a secret that others may read', { mode: 0o644 });
@@ -214,7 +210,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     expect(names()).toEqual(['base']);
   });
 
-  test('Ctrl-C at any moment leaves no half folder and no name', { timeout: 200_000 }, async () => {
+  test('Ctrl-C at any moment leaves no half folder and no name', async () => {
     for (const after of [0, 60, 120, 150, 180, 210, 240, 300, 400]) {
       const target = at(`interrupted-${after}`);
       const saving = startCli(['snapshot', 'base', target]);
@@ -263,7 +259,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     ['a folder that is there', ['snapshot', 'base', ready], 79, /exists already/],
     ['a folder in none', ['snapshot', 'base', at('no/such')], 79, /there is no folder .*\/no$/m],
     ['a place for disks', ['snapshot', 'base', at('x'), '--disks', 'cloud'], 64, /copy/],
-  ])('wrong: %s', { timeout: 60_000 }, async (_name, args, code, message) => {
+  ])('wrong: %s', async (_name, args, code, message) => {
     const result = await cli(args);
     expect(result).toMatchObject({ code, stdout: '', stderr: expect.stringMatching(message) });
     expect(result.stderr).toMatch(onePlainLine);
@@ -271,7 +267,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     expect(leftovers()).toEqual([]);
   });
 
-  test('a damaged one is refused, named or not', { timeout: 60_000 }, async () => {
+  test('a damaged one is refused, named or not', async () => {
     const damaged = at('damaged');
     mkdirSync(damaged);
     const state = readFileSync(join(ready, 'state'));
@@ -286,7 +282,7 @@ describeKvm('tsvisor snapshot and restore', () => {
     expect(names()).toEqual(['base']);
   });
 
-  test('differential without one before it is refused', { timeout: 60_000 }, async () => {
+  test('differential without one before it is refused', async () => {
     await restore('untracked');
     const result = await cli(['snapshot', 'untracked', at('x'), '--differential']);
     expect(result).toMatchObject({ code: 79, stderr: expect.stringMatching(onePlainLine) });

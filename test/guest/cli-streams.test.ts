@@ -36,7 +36,7 @@ loop change
 const silent = () => guestProgram('again: pause; jmp again');
 
 const appears = async (path: string) => {
-  for (const end = Date.now() + 10_000; !existsSync(path); await delay(5)) {
+  for (const end = Date.now() + 60_000; !existsSync(path); await delay(5)) {
     if (Date.now() > end) throw new Error(`${path} never appeared`);
   }
 };
@@ -57,7 +57,7 @@ class Client {
   }
 
   async until(pattern: RegExp): Promise<void> {
-    for (const end = Date.now() + 10_000; !pattern.test(this.text); await delay(5)) {
+    for (const end = Date.now() + 60_000; !pattern.test(this.text); await delay(5)) {
       if (Date.now() > end) throw new Error(`the port never said ${pattern}, but ${this.text}`);
     }
   }
@@ -234,7 +234,7 @@ describeKvm('a socket', () => {
     client.on('error', () => {});
     await delay(1000);
     child.kill('SIGTERM');
-    expect(await Promise.race([result, delay(10_000)])).toMatchObject({ code: 143 });
+    expect(await Promise.race([result, delay(60_000)])).toMatchObject({ code: 143 });
     expect(existsSync(path)).toBe(false);
     client.destroy();
   });

@@ -7,8 +7,8 @@ import { type DeviceHandle, Machine } from '#dist/index.js';
 import { serveObject } from '../examples/object-fs/server.js';
 import { describeKvm } from '../support/kvm.js';
 
-const BOOT = 120_000;
-const SLOW = 200_000;
+const BOOT = 600_000;
+const SLOW = 300_000;
 const MOUNT = 'mkdir /mnt && mount -t 9p -o trans=virtio,version=9p2000.L object /mnt';
 
 describeKvm('Linux with devices that a program brought', () => {

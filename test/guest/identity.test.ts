@@ -6,8 +6,8 @@ import { describeKvm } from '../support/kvm.js';
 import { temporaryFolder } from '../support/temporary-folder.js';
 
 const folder = temporaryFolder();
-const BOOT = 300_000;
-const OPERATION = 120_000;
+const BOOT = 600_000;
+const OPERATION = 300_000;
 
 /** One guest, saved with its streams open, from which many go on. */
 describeKvm('a guest that goes on from a snapshot', () => {

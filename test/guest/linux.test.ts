@@ -12,7 +12,7 @@ import { guestWithPrograms } from '../support/default-guest.js';
 import { describeKvm } from '../support/kvm.js';
 import { Pty } from '../support/pty.js';
 
-const BOOT = 300_000;
+const BOOT = 600_000;
 /** The shell asks the terminal where its cursor is. */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: terminals speak in control characters
 const PROMPT = /# (\x1b\[6n)?$/;
@@ -52,10 +52,10 @@ describeKvm('the default guest', () => {
 
   test('the console goes to a file; SIGTERM ends the machine', { timeout: BOOT }, async () => {
     const log = join(folder, 'console.log');
-    const args = ['run', '--serial', `file:${log}`, '--timeout', '60'];
+    const args = ['run', '--serial', `file:${log}`, '--timeout', '300'];
     const child = startCli(args);
     const result = finish(child);
-    const until = Date.now() + 60_000;
+    const until = Date.now() + 300_000;
     const shown = () => {
       try {
         return readFileSync(log, 'latin1');
@@ -77,15 +77,13 @@ describeKvm('the default guest', () => {
     const ended = new Promise<number | null>((resolve) => child.on('close', resolve));
     await pty.shows(PROMPT);
     expect(pty.settings).not.toBe(before);
-    pty.type('echo now-$((1+1)); sleep 100\r');
+    pty.type('echo now-$((1+1)); sleep 1000\r');
     await pty.shows(/now-2/); // the line discipline, not the shell's editor, has the keys
-    await delay(1000);
-    pty.type('\x03'); // Ctrl-C is the guest's
-    await pty.shows(AFTER_CTRL_C);
+    await pty.interrupt(AFTER_CTRL_C); // Ctrl-C is the guest's
     pty.type('\x01h');
     await pty.shows(/Ctrl-A x/);
-    pty.type('cat -v; echo over\r');
-    await delay(1000);
+    pty.type('echo cat-$((1)); cat -v; echo over\r');
+    await pty.shows(/cat-1/);
     pty.type('a\x01\x01b\r');
     await pty.shows(/\na\^Ab\r+\n/);
     pty.type('\x01x');
@@ -111,7 +109,7 @@ describeKvm('a running default guest', () => {
     rmSync(folder, { recursive: true });
   });
 
-  test('takes a paste of 64 KiB into cat whole', { timeout: 240_000 }, async () => {
+  test('takes a paste of 64 KiB into cat whole', async () => {
     // Lines of 63 characters: a terminal in canonical mode keeps no line over 4095.
     const lines = Array.from(
       { length: 1024 },
@@ -128,18 +126,18 @@ describeKvm('a running default guest', () => {
     await delay(1000);
     machine.serial.write(text);
     machine.serial.write('\x04');
-    const out = await shell.until(/done-1/, 230);
+    const out = await shell.until(/done-1/);
     await shell.prompt();
     expect(out).toContain(createHash('md5').update(text).digest('hex'));
     expect(out).toMatch(/\b65536\b/);
     await shell.run('stty echo');
   });
 
-  test('prints 64 KiB that arrive whole', { timeout: 120_000 }, async () => {
+  test('prints 64 KiB that arrive whole', async () => {
     await shell.run(
       'i=0; while [ $i -lt 6 ]; do i=$((i+1)); cat /tmp/paste; done >/tmp/more; head -c 65536 /tmp/more >/tmp/big',
     );
-    const out = await shell.run('cat /tmp/big', 110);
+    const out = await shell.run('cat /tmp/big');
     const printed = out
       .replaceAll('\r', '')
       .split('\n')
@@ -155,8 +153,8 @@ describeKvm('a running default guest', () => {
     expect(Math.abs(seconds - Date.now() / 1e3)).toBeLessThan(30);
   });
 
-  test('two processes that compute with AVX at once get the right sums', { timeout: 120_000 }, async () => {
-    const out = await shell.run('avx-sums & avx-sums; wait; echo finished', 110);
+  test('two processes that compute with AVX at once get the right sums', async () => {
+    const out = await shell.run('avx-sums & avx-sums; wait; echo finished');
     expect(out.match(/^avx sums right/gm)).toHaveLength(2);
     expect(out).not.toMatch(/wrong/);
   });

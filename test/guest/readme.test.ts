@@ -19,7 +19,7 @@ for (const document of documents()) {
 
     for (const snippet of found.filter(({ file }) => file === undefined)) {
       const commands = snippet.code.split('\n').length;
-      test(`line ${snippet.line}: ${snippet.code.split('\n')[0]}`, { timeout: 200_000 * commands }, async () => {
+      test(`line ${snippet.line}: ${snippet.code.split('\n')[0]}`, { timeout: 320_000 * commands }, async () => {
         await project.run(snippet);
       });
     }

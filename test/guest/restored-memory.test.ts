@@ -6,8 +6,8 @@ import { describeKvm } from '../support/kvm.js';
 import { temporaryFolder } from '../support/temporary-folder.js';
 
 const there = temporaryFolder();
-const BOOT = 300_000;
-const OPERATION = 200_000;
+const BOOT = 600_000;
+const OPERATION = 300_000;
 const CHECK = 'md5sum -c /tmp/sums';
 
 describeKvm('the memory of a restored Linux guest', () => {

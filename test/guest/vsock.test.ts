@@ -12,13 +12,13 @@ import { Console } from '../support/console.js';
 import { defaultGuest, guestWithPrograms } from '../support/default-guest.js';
 import { describeKvm } from '../support/kvm.js';
 
-const BOOT = 300_000;
+const BOOT = 600_000;
 const TRANSFER = 300_000;
 const LENGTH = 1 << 20;
 const STREAMS = 64;
 /** Where the guest's program serves: see test/guest/programs/vsock.c. */
 const PORTS = { echo: 7000, sum: 7001, pattern: 7002, close: 7003, hold: 7004, nothing: 7005 };
-const PATIENT = { timeout: 60_000 };
+const PATIENT = { timeout: 240_000 };
 
 /** The bytes that the guest's program sends, and takes to be intact. */
 const PATTERN = Buffer.from(Uint8Array.from({ length: LENGTH }, (_, i) => Math.imul(i, 2654435761) >>> 24));

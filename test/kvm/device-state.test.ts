@@ -195,7 +195,7 @@ describeKvm('a machine is saved in the middle of a string instruction', () => {
     ).toBe(0);
   });
 
-  test('that reads from a port: memory and registers are as if nothing had been', { timeout: 60_000 }, async () => {
+  test('that reads from a port: memory and registers are as if nothing had been', async () => {
     const LENGTH = 0x10_0000;
     const path = fresh();
     await using machine = await create(`

@@ -68,7 +68,7 @@ function noise(next: () => number): Uint8Array {
 }
 
 describeKvm('guests that execute noise', () => {
-  test(`end or are stopped, and never break their machine (seed ${seed})`, { timeout: 120_000 }, async () => {
+  test(`end or are stopped, and never break their machine (seed ${seed})`, async () => {
     const folder = mkdtempSync(join(tmpdir(), 'tsvisor-test-'));
     const next = random(seed);
     const reasons = new Map<string, number>();

@@ -55,7 +55,7 @@ describeKvm('a snapshot is there whole or not at all', () => {
     }
   });
 
-  test('when the disk is full, wherever: nothing is left, and the machine goes on', { timeout: 120_000 }, async () => {
+  test('when the disk is full, wherever: nothing is left, and the machine goes on', async () => {
     const disk = join(there, 'disk');
     mkdirSync(disk);
     const script = 'test/support/snapshot/full-disk.mjs';

@@ -44,7 +44,7 @@ function write(rig: Rig): void {
 }
 
 describeKvm('differential snapshots', () => {
-  test('have all that the guest and the VMM have written, on as many as there are', { timeout: 120_000 }, async () => {
+  test('have all that the guest and the VMM have written, on as many as there are', async () => {
     using source = await Rig.create(SCATTERING, MEMORY);
     source.run(3000, () => source.out.length > 0);
     source.machine.ram.trackDirtyPages(true);
@@ -67,7 +67,7 @@ describeKvm('differential snapshots', () => {
     closeLayers(saved);
   });
 
-  test('of a machine that was restored with tracking, and writes on', { timeout: 120_000 }, async () => {
+  test('of a machine that was restored with tracking, and writes on', async () => {
     using first = await Rig.create(SCATTERING, MEMORY);
     first.run(5000);
     const base = first.save(folder);

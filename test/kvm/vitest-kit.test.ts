@@ -21,7 +21,7 @@ describeKvm('machineTest', () => {
     expect(status).toBe(0);
   });
 
-  test('boots Linux and waits for its agent', { timeout: 300_000 }, () => {
+  test('boots Linux and waits for its agent', () => {
     const { status, output } = vitest('linux');
     expect(output).toMatch(/Tests {2}2 passed \(2\)/);
     expect(status).toBe(0);

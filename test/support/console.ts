@@ -1,7 +1,7 @@
 import type { Duplex } from 'node:stream';
 
 /** Seconds to wait for what a busy host interprets; nothing is measured by it. */
-const PATIENCE = 120;
+const PATIENCE = 300;
 
 /** A person at the guest's shell, over a byte stream. */
 export class Console {

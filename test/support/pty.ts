@@ -54,12 +54,24 @@ export class Pty implements Disposable {
   }
 
   /** Resolves when the screen shows this. @throws Error with the screen when it does not in time. */
-  async shows(pattern: RegExp, seconds = 60): Promise<void> {
+  async shows(pattern: RegExp, seconds = 300): Promise<void> {
     for (const end = Date.now() + seconds * 1e3; Date.now() < end; ) {
       if (pattern.test(this.screen)) return;
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
     throw new Error(`the terminal never showed ${pattern}:\n${this.screen}`);
+  }
+
+  /** Presses Ctrl-C until the screen shows this: what is only being started may miss the first. @throws as shows() */
+  async interrupt(pattern: RegExp, seconds = 300): Promise<void> {
+    for (const end = Date.now() + seconds * 1e3; ; ) {
+      this.type('\x03');
+      try {
+        return await this.shows(pattern, 2);
+      } catch (error) {
+        if (Date.now() > end) throw error;
+      }
+    }
   }
 
   /** The line discipline's settings, to compare. */

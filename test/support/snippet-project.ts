@@ -6,8 +6,8 @@ import { cli, cliPath } from './cli.js';
 import { Pty } from './pty.js';
 import { consoleSteps, outputPattern, printedPattern, type Snippet } from './snippets.js';
 
-/** Seconds for a command or program; a boot on a busy host that interprets guest kernels takes most of a minute. */
-const PATIENCE = 180;
+/** Seconds for a command or program; a boot on a busy host that interprets guest kernels takes minutes. */
+const PATIENCE = 300;
 
 /** A folder in which the documents' snippets are run: a project that has installed tsvisor, with files they speak of. */
 export class SnippetProject {

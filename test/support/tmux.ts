@@ -26,7 +26,7 @@ export class Tmux implements Disposable {
   }
 
   /** Resolves when the screen shows this. @throws Error with the screen when it does not in time. */
-  async shows(pattern: RegExp, seconds = 60): Promise<void> {
+  async shows(pattern: RegExp, seconds = 300): Promise<void> {
     for (const end = Date.now() + seconds * 1e3; !pattern.test(this.screen); await delay(100)) {
       if (Date.now() > end) throw new Error(`the terminal never showed ${pattern}:\n${this.screen}`);
     }

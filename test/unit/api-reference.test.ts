@@ -12,9 +12,7 @@ function contents(root: string): Record<string, string> {
   return Object.fromEntries(names.sort().map((name) => [name, readFileSync(join(root, name), 'utf8')]));
 }
 
-test('docs/api is what `npm run docs` makes of the types, and every public thing has a docstring', {
-  timeout: 180_000,
-}, () => {
+test('docs/api is what `npm run docs` makes of the types, and every public thing has a docstring', () => {
   const { status, stdout, stderr } = spawnSync('npm', ['run', 'docs', '--', '--out', folder], { encoding: 'utf8' });
   expect({ status, output: status === 0 ? '' : stdout + stderr }).toEqual({ status: 0, output: '' });
   expect(contents('docs/api'), 'run `npm run docs` and commit docs/api').toEqual(contents(folder));

@@ -44,7 +44,7 @@ export class MachineRig implements Disposable {
 
   /** Handles events until something is so. */
   async until(what: () => boolean): Promise<void> {
-    for (const end = Date.now() + 10_000; !what(); ) {
+    for (const end = Date.now() + 60_000; !what(); ) {
       if (Date.now() > end) throw new Error(`it never came to be that ${what}`);
       this.pump();
       await new Promise((resolve) => setImmediate(resolve));

@@ -325,7 +325,7 @@ export class MockQueue {
   /** Waits for as many completions while `pump` lets the device's host side make progress. */
   async completed(count: number, pump: () => void | Promise<void>): Promise<Completion[]> {
     const done: Completion[] = [];
-    for (const end = Date.now() + 10_000; done.length < count; ) {
+    for (const end = Date.now() + 60_000; done.length < count; ) {
       if (Date.now() > end) throw new Error(`${done.length} of ${count} requests were completed`);
       await pump();
       await new Promise((resolve) => setImmediate(resolve));

@@ -47,7 +47,7 @@ describe('completes', () => {
   });
 });
 
-test('bash, with the Tab key', { timeout: 60_000 }, async () => {
+test('bash, with the Tab key', async () => {
   const folder = await MachineFolder.claim('webserver');
   const programs = join(runtime, 'bin');
   mkdirSync(programs);

@@ -58,7 +58,7 @@ describe('5.3.6 output', () => {
     expect(rig.host(1).read().toString()).toBe('text');
   });
 
-  test('a reader that is slow keeps the guest waiting, and gets every byte', { timeout: 30_000 }, async () => {
+  test('a reader that is slow keeps the guest waiting, and gets every byte', async () => {
     using rig = ConsoleRig.open('hvc0', 'a');
     const queue = rig.transmitq(1);
     const sent = createHash('sha256');
@@ -102,7 +102,7 @@ describe('5.3.6 output', () => {
     });
   });
 
-  test('one buffer that is larger than any socket', { timeout: 30_000 }, async () => {
+  test('one buffer that is larger than any socket', async () => {
     using rig = ConsoleRig.open('hvc0', 'a');
     const data = randomBytes(5 * MiB + 13);
     const queue = rig.transmitq(1);
@@ -183,7 +183,7 @@ describe('5.3.6 input', () => {
     expect(text(rig.receiveq(1).completions())).toEqual(['later']);
   });
 
-  test('a guest that is slow keeps the host waiting, and gets every byte', { timeout: 30_000 }, async () => {
+  test('a guest that is slow keeps the host waiting, and gets every byte', async () => {
     using rig = ConsoleRig.open('hvc0', 'a');
     const data = randomBytes(6 * MiB);
     let written = rig.host(1).write(data);
@@ -241,7 +241,7 @@ describe('5.3.6 input', () => {
 });
 
 describe('several ports at once', () => {
-  test('each has its own bytes, whatever the order and whoever is slow', { timeout: 30_000 }, async () => {
+  test('each has its own bytes, whatever the order and whoever is slow', async () => {
     using rig = ConsoleRig.open('hvc0', 'a', 'hvc1', 'b');
     // Port 1 is stuck in both directions.
     rig.transmitq(1).send([randomBytes(MiB)]);
