@@ -67,7 +67,7 @@ export class Hardware implements Disposable {
         return prepared;
       }
       const hardware = new Hardware(code, memory, cpus, contents);
-      hardware.own(prepared); // not now: to end a VM takes KVM some 10 ms
+      prepared[Symbol.dispose]();
       return hardware;
     } catch (error) {
       prepared[Symbol.dispose]();
