@@ -102,7 +102,7 @@ export class MachineAgent {
 
   async #greeted(stream: Parameters<typeof readGreeting>[0]): Promise<void> {
     try {
-      const { closed } = await readGreeting(stream);
+      const { closed } = await readGreeting(stream, NO_LIMIT);
       await this.#renewing?.catch(() => {});
       await this.#renew();
       const there = this.#settle();
