@@ -73,6 +73,9 @@ function maskForInterpretation(cpuid: Cpuid): void {
     edx: without(edx, 4, 20),
   }));
   cpuid.update(7, 1, () => ({ eax: 0, ebx: 0, ecx: 0, edx: 0 }));
+  // KVM's paravirtual features that are a hypercall (Documentation/virt/kvm/x86/cpuid.rst): PV_UNHALT, PV_SEND_IPI,
+  // PV_SCHED_YIELD. Its emulator puts the host's instruction there and executes that again, for ever.
+  cpuid.update(0x40000001, 0, ({ eax }) => ({ eax: without(eax, 7, 11, 13) }));
   // PCID (1.ECX 17) comes back forced; without INVPCID Linux does not use it.
   cpuid.update(0x80000001, 0, ({ edx }) => ({ edx: without(edx, 27) })); // RDTSCP: Linux reads it in the vDSO, natively
 }

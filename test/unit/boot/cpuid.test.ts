@@ -152,6 +152,15 @@ test('Intel: what only AMD defines stays as it is', () => {
   expect(cpuid.get(0x8000001e)).toBeUndefined();
 });
 
+test('a kernel that is interpreted is not told of what it would do by hypercalls', () => {
+  const features = (flavour: 'interpreted' | 'hardware') => {
+    const cpuid = tableOf([[0x40000001, 0, 0x01007efb, 0, 0, 0]]);
+    shapeCpuid(cpuid, 0, 4, flavour);
+    return reg(cpuid, 0x40000001).eax;
+  };
+  expect([features('interpreted'), features('hardware')]).toEqual([0x0100567b, 0x01007efb]);
+});
+
 test('a host without a leaf gets none', () => {
   const old = INTEL.filter(([leaf]) => leaf < 4);
   expect(entriesOf(shaped(old, 1, 2)).map(([leaf]) => leaf)).toEqual([0, 1]);
