@@ -70,6 +70,7 @@ export class SharedThread implements AsyncDisposable {
     await this.#exited;
   }
 
+  /** close(). */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

@@ -32,7 +32,8 @@ describeKvm(`${CLONES} clones of one snapshot`, () => {
     await using machine = await Machine.create();
     await machine.start();
     await machine.ready();
-    await machine.exec('echo cloned > /tmp/origin');
+    // Until init has made its links, which each clone would make again.
+    await machine.exec('while [ -e /etc/applets ]; do sleep 0.2; done; echo cloned > /tmp/origin', { timeout: HOUR });
     await machine.snapshot(snapshot);
   }, HOUR);
   afterAll(() => thread.close());
@@ -45,6 +46,7 @@ describeKvm(`${CLONES} clones of one snapshot`, () => {
       const clone = await Machine.restore(snapshot, { thread });
       clones.push(clone);
       await clone.resume();
+      await clone.ready({ timeout: HOUR });
       if (clones.length % 100 === 0) say(`${clones.length} run`);
     }
     for (const [index, clone] of clones.entries()) {

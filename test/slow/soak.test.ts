@@ -69,7 +69,7 @@ describeKvm(`${MINUTES} minutes of mixed load on ${MACHINES} machines`, () => {
     await using first = await Machine.create({ agent: true, drives: [{ file: image }], networks: [{ type: 'user' }] });
     await first.start();
     await first.ready({ timeout: HOUR });
-    await first.exec('true', { timeout: HOUR });
+    await first.exec('while [ -e /etc/applets ]; do sleep 0.2; done', { timeout: HOUR });
     const path = join(folder, 'first');
     await first.snapshot(path);
     for (let index = 0; index < MACHINES; index++) {
