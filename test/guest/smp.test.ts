@@ -58,7 +58,6 @@ beforeAll(() => {
 });
 
 describeKvm.each([1, 2, 4])('the default guest with %i vCPUs', (cpus) => {
-  const several = it.runIf(cpus > 1);
   let machine: Machine;
   beforeAll(async () => {
     machine = await Machine.create({ cpus, drives: [{ file: disk }] });
@@ -89,21 +88,23 @@ describeKvm.each([1, 2, 4])('the default guest with %i vCPUs', (cpus) => {
     }
   });
 
-  several('takes a device’s interrupts on each', { timeout: OPERATION }, async () => {
-    const line = async () => {
-      const lines = (await run(machine, 'cat /proc/interrupts')).split('\n');
-      const [irq, counts = ''] = lines.find((text) => text.endsWith('virtio0'))?.split(':') ?? [];
-      return { irq: Number(irq), counts: counts.trim().split(/\s+/).slice(0, cpus).map(Number) };
-    };
-    for (const cpu of numbers(cpus)) {
-      const before = await line();
-      await run(machine, `echo ${mask(cpu)} >/proc/irq/${before.irq}/smp_affinity`);
-      // The first may still come where they came before.
-      for (const _ of [1, 2])
-        await run(machine, 'dd if=/dev/vda of=/dev/null bs=4096 count=8 iflag=direct 2>/dev/null');
-      expect((await line()).counts[cpu]).toBeGreaterThan(before.counts[cpu] as number);
-    }
-  });
+  if (cpus > 1) {
+    it('takes a device’s interrupts on each', { timeout: OPERATION }, async () => {
+      const line = async () => {
+        const lines = (await run(machine, 'cat /proc/interrupts')).split('\n');
+        const [irq, counts = ''] = lines.find((text) => text.endsWith('virtio0'))?.split(':') ?? [];
+        return { irq: Number(irq), counts: counts.trim().split(/\s+/).slice(0, cpus).map(Number) };
+      };
+      for (const cpu of numbers(cpus)) {
+        const before = await line();
+        await run(machine, `echo ${mask(cpu)} >/proc/irq/${before.irq}/smp_affinity`);
+        // The first may still come where they came before.
+        for (const _ of [1, 2])
+          await run(machine, 'dd if=/dev/vda of=/dev/null bs=4096 count=8 iflag=direct 2>/dev/null');
+        expect((await line()).counts[cpu]).toBeGreaterThan(before.counts[cpu] as number);
+      }
+    });
+  }
 
   if (cpus === 2) {
     it('computes on both at once', { timeout: OPERATION }, async () => {

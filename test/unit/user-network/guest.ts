@@ -50,6 +50,9 @@ export interface Trouble {
   reorder: number;
 }
 
+/** Bytes; a longer frame of TCP has data. */
+const DATA = 200;
+
 /**
  * A guest on the other end of a network's stream. It checks every frame it gets: addresses, lengths, checksums and virtio
  * headers; what is wrong is in `faults`.
@@ -65,6 +68,7 @@ export class Guest {
   #frames: Frame[] = [];
   #waiters: { matches: (frame: Frame) => boolean; resolve: (frame: Frame) => void }[] = [];
   #held: Buffer | undefined;
+  #lostData = false;
   frameCount = 0;
   largestFrame = 0;
   /** Frames of TCP are given to `tcp` unless this is set. */
@@ -176,7 +180,10 @@ export class Guest {
     }
     if (this.trouble) {
       const { random } = this.trouble;
-      if (random.chance(this.trouble.drop)) return;
+      // One with data at the least, whatever chance says.
+      const lost = random.chance(this.trouble.drop) || (bytes.length > DATA && !this.#lostData);
+      if (lost && bytes.length > DATA) this.#lostData = true;
+      if (lost) return;
       if (random.chance(this.trouble.duplicate)) this.#accept(frame);
     }
     this.#accept(frame);
