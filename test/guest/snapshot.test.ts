@@ -1,7 +1,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, expect, it } from 'vitest';
 import { Machine } from '#dist/index.js';
 import { guestWithPrograms } from '../support/default-guest.js';
 import { describeKvm } from '../support/kvm.js';
@@ -52,14 +52,28 @@ async function echo(): Promise<Server> {
   return server;
 }
 
-/** What the three workers of the guest have come to. */
-async function progress(machine: Machine) {
-  const { stdout } = await machine.exec(
-    'cd /tmp; cat busy.compute busy.disk busy.net; cat busy.wrong 2>/dev/null; true',
-  );
-  const [compute, disk, net, ...wrong] = stdout.trimEnd().split('\n');
+/** What a command of the guest prints. */
+const run = async (machine: Machine, command: string) => (await machine.exec(command, { timeout: OPERATION })).stdout;
+
+/** What the three workers of the guest have come to, and its clocks; by one program: each takes a second where KVM interprets. */
+async function look(machine: Machine) {
+  const before = Date.now() / 1000;
+  const files = [
+    '/tmp/busy.compute',
+    '/tmp/busy.disk',
+    '/tmp/busy.net',
+    '/proc/uptime',
+    '/proc/stat',
+    '/tmp/busy.wrong',
+  ];
+  const { stdout } = await machine.exec('cat', { args: files, timeout: OPERATION });
+  const after = Date.now() / 1000;
+  const [compute, disk, net, uptime, ...rest] = stdout.trimEnd().split('\n');
   const [n, x, sum] = (compute as string).trim().split(/ +/);
   const [connections, lost] = (net as string).trim().split(/ +/).map(Number);
+  const monotonic = Number.parseFloat(uptime as string);
+  // The second in which the clock would have stood at 0 of the monotonic one.
+  const wall = Number(/^btime (\d+)$/m.exec(stdout)?.[1]) + monotonic;
   return {
     steps: BigInt(n as string),
     x: BigInt(x as string),
@@ -67,19 +81,11 @@ async function progress(machine: Machine) {
     blocks: Number((disk as string).trim().split(/ +/)[0]),
     connections: connections as number,
     lost: lost as number,
-    wrong,
+    wrong: rest.filter((line) => line.includes('errno')),
+    monotonic,
+    /** Seconds from the host's wall clock to the guest's. */
+    offset: wall + 1 < before ? wall + 1 - before : wall > after ? wall - after : 0,
   };
-}
-
-/** Seconds: how far the guest's wall clock is from the host's, and its monotonic one. */
-async function clocks(machine: Machine): Promise<{ offset: number; monotonic: number }> {
-  const before = Date.now() / 1000;
-  const { stdout } = await machine.exec('date +%s; cut -d" " -f1 /proc/uptime');
-  const [wall, monotonic] = stdout.split('\n').map(Number) as [number, number];
-  const after = Date.now() / 1000;
-  // date tells whole seconds
-  const offset = wall < Math.floor(before) ? wall - before : wall > after ? wall - after : 0;
-  return { offset, monotonic };
 }
 
 describeKvm('a machine that computes and does disk and network I/O', () => {
@@ -102,10 +108,10 @@ describeKvm('a machine that computes and does disk and network I/O', () => {
     });
     await first.start();
     await first.ready({ timeout: BOOT });
-    await first.exec('ip addr add 10.0.2.15/24 dev eth0 2>/dev/null; ip link set eth0 up; true');
-    await first.exec(`busy /dev/vda 10.0.2.2 ${(server.address() as AddressInfo).port} /tmp/busy`);
+    await first.exec('ip addr add 10.0.2.15/24 dev eth0 2>/dev/null; ip link set eth0 up; true', { timeout: BOOT });
+    await first.exec(`busy /dev/vda 10.0.2.2 ${(server.address() as AddressInfo).port} /tmp/busy`, { timeout: BOOT });
     for (let n = 0; n < 100; n++) {
-      const { stdout } = await first.exec('ls /tmp');
+      const { stdout } = await first.exec('ls', { args: ['/tmp'], timeout: BOOT });
       if (['compute', 'disk', 'net'].every((name) => stdout.includes(`busy.${name}`))) break;
     }
   }, BOOT);
@@ -115,12 +121,11 @@ describeKvm('a machine that computes and does disk and network I/O', () => {
   });
 
   it(`goes on from a snapshot of a machine that did, ${ROUNDS} times in a row`, {
-    timeout: ROUNDS * 60_000,
+    timeout: OPERATION + ROUNDS * OPERATION,
   }, async () => {
     const open = await first.spawn('cat');
     let machine = first;
-    let last = await progress(machine);
-    let lastClock = await clocks(machine);
+    let last = await look(machine);
     let before = lasting();
     for (let round = 0; round < ROUNDS; round++) {
       const path = join(folder, `round-${round}`);
@@ -133,21 +138,20 @@ describeKvm('a machine that computes and does disk and network I/O', () => {
       machine = await Machine.restore(path);
       expect(machine.state).toBe('paused');
       await machine.resume();
-      const now = await progress(machine);
+      const now = await look(machine);
       expect(now.wrong).toEqual([]);
       expect(now.x).toBe(generator(now.steps));
       expect(now.sum).toBe(sum.upTo(Number(now.steps)));
       expect(now.steps).toBeGreaterThanOrEqual(last.steps);
       expect(now.blocks).toBeGreaterThanOrEqual(last.blocks);
       expect(now.connections).toBeGreaterThanOrEqual(last.connections);
-      const clock = await clocks(machine);
-      expect(clock.monotonic).toBeGreaterThanOrEqual(lastClock.monotonic);
-      expect(Math.abs(clock.offset)).toBeLessThan(2);
-      [last, lastClock] = [now, clock];
+      expect(now.monotonic).toBeGreaterThanOrEqual(last.monotonic);
+      expect(Math.abs(now.offset)).toBeLessThan(10); // its agent may wait long for a CPU once it is told the time
+      last = now;
     }
     // Every worker works, not only goes on.
     for (const key of ['steps', 'blocks', 'connections'] as const) {
-      await expect.poll(async () => (await progress(machine))[key], { timeout: OPERATION }).toBeGreaterThan(last[key]);
+      await expect.poll(async () => (await look(machine))[key], { timeout: OPERATION }).toBeGreaterThan(last[key]);
     }
     await machine.close();
     await expectNoMoreThan(before, lasting);
@@ -158,21 +162,23 @@ describeKvm('a machine that computes and does disk and network I/O', () => {
     expect(chunk.toString()).toBe('still here\n');
     await open.kill('SIGTERM');
     await open.exited;
-    expect((await progress(first)).wrong).toEqual([]);
+    expect((await look(first)).wrong).toEqual([]);
     // The guest's connections end, and none of a machine that is gone is left.
     const connections = () => new Promise<number>((resolve) => server.getConnections((_, count) => resolve(count)));
     await expect.poll(connections, { timeout: OPERATION }).toBe(0);
   });
 
   it('forks into machines that know nothing of each other', { timeout: OPERATION }, async () => {
-    await first.exec('echo before > /tmp/fork');
+    await run(first, 'echo before > /tmp/fork');
     await using fork = await first.fork();
-    await first.exec('echo first > /tmp/fork');
+    await run(first, 'echo first > /tmp/fork');
     await fork.resume();
-    expect((await fork.exec('cat /tmp/fork')).stdout).toBe('before\n');
-    await fork.exec('echo fork > /tmp/fork; dd if=/dev/zero of=/dev/vda bs=4096 count=1 seek=255 conv=fsync');
-    expect((await first.exec('cat /tmp/fork')).stdout).toBe('first\n');
-    const [mine, its] = [await progress(first), await progress(fork)];
+    expect(await run(fork, 'cat /tmp/fork')).toBe('before\n');
+    await fork.exec('echo fork > /tmp/fork; dd if=/dev/zero of=/dev/vda bs=4096 count=1 seek=255 conv=fsync', {
+      timeout: OPERATION,
+    });
+    expect(await run(first, 'cat /tmp/fork')).toBe('first\n');
+    const [mine, its] = [await look(first), await look(fork)];
     expect(mine.wrong).toEqual([]);
     expect(its.x).toBe(generator(its.steps));
   });
@@ -182,38 +188,45 @@ describeKvm('a machine that computes and does disk and network I/O', () => {
     const full = await first.snapshot(base, { track: true });
     const layers = [full];
     for (let n = 0; n < 3; n++) {
-      await first.exec(`echo ${n} > /tmp/layer-${n}`);
+      await run(first, `echo ${n} > /tmp/layer-${n}`);
       layers.push(await first.snapshot(join(folder, `layer-${n}`), { differential: true }));
     }
+    await first.pause();
     for (const { memoryBytes } of layers.slice(1)) expect(memoryBytes).toBeLessThan(full.memoryBytes);
     await using machine = await Machine.restore(join(folder, 'layer-2'), { track: true });
     await machine.resume();
-    expect((await machine.exec('cat /tmp/layer-0 /tmp/layer-1 /tmp/layer-2')).stdout).toBe('0\n1\n2\n');
-    const now = await progress(machine);
+    const written = await machine.exec('cat', {
+      args: ['/tmp/layer-0', '/tmp/layer-1', '/tmp/layer-2'],
+      timeout: OPERATION,
+    });
+    expect(written.stdout).toBe('0\n1\n2\n');
+    const now = await look(machine);
     expect(now.wrong).toEqual([]);
     expect(now.x).toBe(generator(now.steps));
     // A restored machine's changes, by its own log.
-    await machine.exec('echo more > /tmp/more');
+    await run(machine, 'echo more > /tmp/more');
     await machine.snapshot(join(folder, 'layer-3'), { differential: true, stop: true });
     await machine.close();
     await using again = await Machine.restore(join(folder, 'layer-3'));
     await again.resume();
-    expect((await again.exec('cat /tmp/layer-0 /tmp/more')).stdout).toBe('0\nmore\n');
+    expect((await again.exec('cat', { args: ['/tmp/layer-0', '/tmp/more'], timeout: OPERATION })).stdout).toBe(
+      '0\nmore\n',
+    );
+    await first.resume();
   });
 
-  describe('clones', () => {
-    it('share a snapshot and none of their writes', { timeout: OPERATION }, async () => {
-      const path = join(folder, 'clones');
-      await first.snapshot(path);
-      const clones = await Promise.all(Array.from({ length: 4 }, () => Machine.restore(path)));
-      try {
-        await Promise.all(clones.map((clone) => clone.resume()));
-        await Promise.all(clones.map((clone, n) => clone.exec(`echo ${n} > /tmp/own`)));
-        const own = await Promise.all(clones.map((clone) => clone.exec('cat /tmp/own')));
-        expect(own.map(({ stdout }) => stdout)).toEqual(['0\n', '1\n', '2\n', '3\n']);
-      } finally {
-        await Promise.all(clones.map((clone) => clone.close()));
-      }
-    });
+  it('has clones that share a snapshot and none of their writes', { timeout: OPERATION }, async () => {
+    const path = join(folder, 'clones');
+    await first.snapshot(path);
+    await first.pause();
+    const clones = await Promise.all(Array.from({ length: 4 }, () => Machine.restore(path)));
+    try {
+      await Promise.all(clones.map((clone) => clone.resume()));
+      await Promise.all(clones.map((clone, n) => run(clone, `echo ${n} > /tmp/own`)));
+      const own = await Promise.all(clones.map((clone) => run(clone, 'cat /tmp/own')));
+      expect(own).toEqual(['0\n', '1\n', '2\n', '3\n']);
+    } finally {
+      await Promise.all(clones.map((clone) => clone.close()));
+    }
   });
 });
