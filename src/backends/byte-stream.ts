@@ -14,7 +14,7 @@ const EAGAIN = 11;
  */
 export class ByteStream implements ByteSink, ByteSource {
   readonly #fd: number;
-  readonly #watch: (events: number) => void;
+  #watch: (events: number) => void;
   readonly #timer: Timer;
   readonly #out = new Uint8Array(CAPACITY);
   #outLength = 0;
@@ -91,9 +91,14 @@ export class ByteStream implements ByteSink, ByteSource {
     return this.#outLength === 0;
   }
 
-  /** No more is written: `drained` follows, when the reader has taken what is left or is gone. */
-  drain(): void {
-    this.#timer.disarm();
+  /**
+   * Its device is gone, and what was waited for for it: `drained` follows, when the reader has taken what is left or is
+   * gone.
+   */
+  drain(events: FdEvents): void {
+    this.onWritable = this.onReadable = () => {};
+    this.#watch = events.add(this.#fd, () => this.#ready());
+    this.#blocked = this.#wantInput = false;
     this.flush();
   }
 

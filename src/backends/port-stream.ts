@@ -36,7 +36,7 @@ export class PortStream {
   /** Of the terminal at the host's end; 0 by 0 while nobody has said. */
   size: ConsoleSize = { rows: 0, columns: 0 };
   readonly #fd: number;
-  readonly #watch: (events: number) => void;
+  #watch: (events: number) => void;
   /** Gets what is written, too. */
   tail: OutputTail | undefined;
   readonly #byte = new Uint8Array(1);
@@ -123,13 +123,19 @@ export class PortStream {
     for (const byte of this.#rest) this.tail?.put(byte);
   }
 
-  /** Writes what end() took: `drained` follows, when the reader has taken it or is gone. For after the run loop. */
-  drain(): void {
+  /**
+   * Its device is gone, and what was waited for for it. Writes what end() took: `drained` follows, when the reader has
+   * taken it or is gone.
+   */
+  drain(events: FdEvents): void {
+    this.#watch = events.add(this.#fd, () => this.#writeRest());
+    this.#writeRest();
+  }
+
+  #writeRest(): void {
     while (!this.drained) {
       const count = addon.write(this.#fd, this.#rest, 0, this.#rest.length);
       if (count === -EAGAIN) {
-        this.onReady = () => this.drain();
-        this.#awaited = EPOLLOUT;
         this.#watch(EPOLLOUT);
         return;
       }

@@ -3,6 +3,7 @@ import { UsageError } from '../errors.js';
 import { runCommand } from './guest-command.js';
 import { agentOf } from './machines/agent-client.js';
 import { parseSeconds } from './number.js';
+import { repeatable } from './repeatable.js';
 import { abortOnSignals } from './signals.js';
 
 export function builder(yargs: Argv) {
@@ -28,13 +29,7 @@ export function builder(yargs: Argv) {
     .option('workdir', { alias: 'w', type: 'string', requiresArg: true, describe: 'folder [default: the user’s home]' })
     .option('env', {
       alias: 'e',
-      type: 'string',
-      array: true,
-      nargs: 1,
-      requiresArg: true,
-      default: [] as string[],
-      defaultDescription: 'none',
-      describe: 'NAME=VALUE for its environment; NAME alone: as it is here; repeatable',
+      ...repeatable('NAME=VALUE for its environment; NAME alone: as it is here; repeatable'),
     })
     .option('timeout', { type: 'string', requiresArg: true, describe: 'end the command after this many seconds' })
     .example('$0 exec web -- uname -a', 'run a program; its exit code is this one’s')

@@ -1,5 +1,6 @@
 import type { ArgumentsCamelCase, Argv } from 'yargs';
 import { hostOptions } from './host-options.js';
+import { repeatable } from './repeatable.js';
 
 export function builder(yargs: Argv) {
   const own = restoredOptions(
@@ -44,26 +45,15 @@ export function builder(yargs: Argv) {
 /** What may be given to a machine that goes on. */
 export function restoredOptions<T>(yargs: Argv<T>) {
   return yargs
-    .option('drive', {
-      type: 'string',
-      array: true,
-      nargs: 1,
-      requiresArg: true,
-      default: [] as string[],
-      defaultDescription: 'as they were',
-      describe:
+    .option(
+      'drive',
+      repeatable(
         'the first drive, the second …: file=FILE, in place of the one it was, and overlay=FILE for what is written, ' +
-        'which must not exist; index=N (from 0) for another; repeatable',
-    })
-    .option('net', {
-      type: 'string',
-      array: true,
-      nargs: 1,
-      requiresArg: true,
-      default: [] as string[],
-      defaultDescription: 'user networks',
-      describe: 'as for run; as many as the machine had, of the same kinds; repeatable',
-    })
+          'which must not exist; index=N (from 0) for another; repeatable',
+        'as they were',
+      ),
+    )
+    .option('net', repeatable('as for run; as many as the machine had, of the same kinds; repeatable', 'user networks'))
     .option('vsock', {
       type: 'string',
       describe: 'cid=N, another address of the guest’s, and socket=PATH, by which to connect',
@@ -74,15 +64,10 @@ export function restoredOptions<T>(yargs: Argv<T>) {
       type: 'string',
       describe: 'hvc0: stdio, none, file:PATH or socket:PATH [default: stdio, if it was the console]',
     })
-    .option('port', {
-      type: 'string',
-      array: true,
-      nargs: 1,
-      requiresArg: true,
-      default: [] as string[],
-      defaultDescription: 'none',
-      describe: 'a byte stream that the machine has: name=NAME,socket=PATH or name=NAME,file=PATH; repeatable',
-    });
+    .option(
+      'port',
+      repeatable('a byte stream that the machine has: name=NAME,socket=PATH or name=NAME,file=PATH; repeatable'),
+    );
 }
 
 export type RestoredArguments = Awaited<ReturnType<typeof restoredOptions<object>>['argv']>;

@@ -1,5 +1,6 @@
 import type { ArgumentsCamelCase, Argv } from 'yargs';
 import { hostOptions } from './host-options.js';
+import { repeatable } from './repeatable.js';
 
 export function builder(yargs: Argv) {
   const own = yargs
@@ -37,24 +38,11 @@ export function builder(yargs: Argv) {
       default: 'none',
       describe: 'hvc0: stdio, none, file:PATH or socket:PATH; /dev/console if stdio, or if ttyS0 is none',
     })
-    .option('port', {
-      type: 'string',
-      array: true,
-      nargs: 1,
-      requiresArg: true,
-      default: [] as string[],
-      defaultDescription: 'none',
-      describe: 'a byte stream of the guest: name=NAME,socket=PATH or name=NAME,file=PATH; repeatable',
-    })
-    .option('net', {
-      type: 'string',
-      array: true,
-      nargs: 1,
-      requiresArg: true,
-      default: [] as string[],
-      defaultDescription: 'none',
-      describe: 'tap=NAME, user[,hostfwd=tcp:127.0.0.1:8080-:80] or none, each with [,mac=..]; repeatable',
-    })
+    .option('port', repeatable('a byte stream of the guest: name=NAME,socket=PATH or name=NAME,file=PATH; repeatable'))
+    .option(
+      'net',
+      repeatable('tap=NAME, user[,hostfwd=tcp:127.0.0.1:8080-:80] or none, each with [,mac=..]; repeatable'),
+    )
     .option('rng', { type: 'boolean', default: false, describe: 'an entropy device, /dev/hwrng in the guest' })
     .option('vsock', {
       type: 'string',

@@ -6,23 +6,29 @@ import { EPOLLIN } from '../kvm/generated/abi.js';
 const MAX_TOKENS = 0x10000;
 
 /** Who gets what next() tells of descriptors, on one machine thread. */
-export class Tokens {
+export class Tokens<Owner> {
   readonly #handlers: ((() => void) | undefined)[] = [];
+  readonly #owners: (Owner | undefined)[] = [];
   readonly #free: number[] = [];
 
   /** @throws TsvisorError when the thread waits for as much as it can. */
-  allocate(handler: () => void): number {
+  allocate(handler: () => void, owner?: Owner): number {
     const token = this.#free.pop() ?? this.#handlers.length;
     if (token === MAX_TOKENS) {
       throw new TsvisorError('ERR_INTERNAL', `a machine thread waits for at most ${MAX_TOKENS} descriptors`);
     }
     this.#handlers[token] = handler;
+    this.#owners[token] = owner;
     return token;
   }
 
   release(token: number): void {
-    this.#handlers[token] = undefined;
+    this.#handlers[token] = this.#owners[token] = undefined;
     this.#free.push(token);
+  }
+
+  ownerOf(token: number): Owner | undefined {
+    return this.#owners[token];
   }
 
   dispatch(token: number): void {
@@ -31,24 +37,23 @@ export class Tokens {
 }
 
 /** What a machine waits for beside its vCPUs, mostly descriptors: each has a token and a handler on the machine thread. */
-export class FdEvents {
+export class FdEvents<Owner = unknown> {
   readonly #host: RunHost;
-  readonly #tokens: Tokens;
-  readonly #wrap: (handler: () => void) => () => void;
+  readonly #tokens: Tokens<Owner>;
+  readonly #owner: Owner | undefined;
   /** Of descriptors, by descriptor. */
   readonly #watched = new Map<number, number>();
   readonly #sources = new Set<number>();
 
-  /** @param wrap makes of a handler what is called. */
-  constructor(host: RunHost, tokens = new Tokens(), wrap: (handler: () => void) => () => void = (handler) => handler) {
+  constructor(host: RunHost, tokens: Tokens<Owner> = new Tokens(), owner?: Owner) {
     this.#host = host;
     this.#tokens = tokens;
-    this.#wrap = wrap;
+    this.#owner = owner;
   }
 
   /** For what a thread of the addon reports without a descriptor. @param make makes it, given where it is to report to. */
   addSource<T>(handler: () => void, make: (host: RunHost, token: number) => T): { source: T; remove: () => void } {
-    const token = this.#tokens.allocate(this.#wrap(handler));
+    const token = this.#tokens.allocate(handler, this.#owner);
     this.#sources.add(token);
     const remove = () => {
       if (this.#sources.delete(token)) this.#tokens.release(token);
@@ -61,7 +66,7 @@ export class FdEvents {
    * again from the handler; error and hang-up are always reported. A handler may be called once too often.
    */
   add(fd: number, handler: () => void): (events: number) => void {
-    const token = this.#tokens.allocate(this.#wrap(handler));
+    const token = this.#tokens.allocate(handler, this.#owner);
     this.#watched.set(fd, token);
     return (events) => {
       const result = this.#host.watch(fd, token, events);

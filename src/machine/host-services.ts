@@ -18,8 +18,9 @@ import type { VcpuRunner } from './vcpu-runner.js';
 
 /** What outlives a guest's reset on a machine thread: its place in the loop, the host ends of devices, the counters. */
 export class HostServices implements LoopMember, Disposable {
+  waiter: LoopMember['waiter'];
   readonly runHost: RunHost;
-  readonly events: FdEvents;
+  readonly events: FdEvents<LoopMember>;
   readonly statistics = new Statistics();
   readonly serial: ByteStream | undefined;
   /** What the guest's kernel said last: on ttyS0, or without it on hvc0. */
@@ -48,7 +49,7 @@ export class HostServices implements LoopMember, Disposable {
   constructor(loop: RunLoop, data: MachineThreadData, post: (message: MachineMessage) => void) {
     this.#loop = loop;
     this.runHost = loop.host;
-    this.events = new FdEvents(loop.host, loop.tokens, (handler) => loop.guard(this, handler));
+    this.events = new FdEvents(loop.host, loop.tokens, this);
     this.#vcpuThreads = loop.shared || data.config.vcpuThreads || data.config.cpus > 1;
     this.#logs = data.logs;
     this.serial = data.config.serial ? new ByteStream(data.serial, this.events) : undefined;
@@ -152,8 +153,9 @@ export class HostServices implements LoopMember, Disposable {
 
   /** Resolves when what the guest said last is in its sockets, or nobody will read it. After the guest's end. */
   async drain(): Promise<void> {
-    this.serial?.drain();
-    for (const port of this.consolePorts) port.drain();
+    this.events.close(); // the devices are gone
+    this.serial?.drain(this.events);
+    for (const port of this.consolePorts) port.drain(this.events);
     this.#draining = true;
     await this.#loop.until(this);
   }

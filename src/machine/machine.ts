@@ -47,7 +47,7 @@ import type { MemoryLayer } from './guest-ram.js';
 import type { MachineAgent, ReadyOptions } from './machine-agent.js';
 import type { MachineOrigin, MachineState } from './messages.js';
 import { RateLimit, WARNINGS_PER_MINUTE } from './rate-limit.js';
-import type { SharedThread } from './shared-thread.js';
+import { SharedThread } from './shared-thread.js';
 import { ThreadLink } from './thread-link.js';
 import { discardWhileUnread } from './unread-stream.js';
 import { UserNetworks } from './user-networks.js';
@@ -346,7 +346,8 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     source?: PageSourceThread,
     identity?: GuestIdentity,
   ): Promise<Machine> {
-    const { signal } = options;
+    const { signal, thread } = options;
+    if (thread !== undefined && !(thread instanceof SharedThread)) throw new UsageError('thread: not a SharedThread');
     const networks = await UserNetworks.open(networkConfigs);
     let machine: Machine | undefined;
     let vsock: VsockHost | undefined;

@@ -17,6 +17,8 @@ const INTERVAL = 1;
 
 /** A machine, as its loop sees it. */
 export interface LoopMember {
+  /** The loop's: there while it waits to be due. */
+  waiter: Deferred<void> | undefined;
   /** What it waits for has happened. Looked at after each of its events. */
   readonly due: boolean;
   /** One of its events threw this. */
@@ -32,12 +34,14 @@ export interface LoopMember {
  */
 export class RunLoop implements Disposable {
   readonly host: RunHost = new addon.RunHost();
-  readonly tokens = new Tokens();
+  readonly tokens = new Tokens<LoopMember>();
   /** Whether several machines may be on it: then none has its vCPU inline. */
   readonly shared: boolean;
   readonly #vcpus: (VcpuRunner | undefined)[] = [];
   /** Machines that wait to be due. */
-  readonly #members = new Map<LoopMember, Deferred<void>>();
+  #waiting = 0;
+  /** Tokens of events that came to a machine which waited for promises: it has no devices then, or not yet. */
+  #late: number[] = [];
   /** Machines that wait for promises. */
   #away = 0;
   #back = () => {};
@@ -60,11 +64,19 @@ export class RunLoop implements Disposable {
   /** Resolves when the machine is due: until then its events are handled. */
   async until(member: LoopMember): Promise<void> {
     if (member.due) return;
-    const due = deferred<void>();
-    this.#members.set(member, due);
+    const { promise } = this.admit(member);
     this.leave();
     if (!this.#runs) void this.#run();
-    await due.promise;
+    await promise;
+  }
+
+  /** From now on a machine's events are handled, until it is due; first those that came before. */
+  admit(member: LoopMember): Deferred<void> {
+    const due = deferred<void>();
+    member.waiter = due;
+    this.#waiting++;
+    for (const token of this.#late.splice(0)) this.#dispatch(token);
+    return due;
   }
 
   /** @returns its index. @throws Error when there is no thread to be had. */
@@ -78,18 +90,6 @@ export class RunLoop implements Disposable {
   detachVcpu(index: number): void {
     this.host.detachVcpu(index);
     this.#vcpus[index] = undefined;
-  }
-
-  /** Makes of a machine's handler one that is its own also when it throws. */
-  guard(member: LoopMember, handler: () => void): () => void {
-    return () => {
-      try {
-        handler();
-      } catch (error) {
-        member.fail(error as Error);
-      }
-      if (member.due) this.#due(member);
-    };
   }
 
   /** Calls back whenever an eventfd has been written to. */
@@ -109,8 +109,8 @@ export class RunLoop implements Disposable {
 
   async #run(): Promise<void> {
     this.#runs = true;
-    while (this.#members.size + this.#away > 0) {
-      while (this.#away === 0 && this.#members.size > 0) this.turn(true);
+    while (this.#waiting + this.#away > 0) {
+      while (this.#away === 0 && this.#waiting > 0) this.turn(true);
       await this.#takeTurns();
     }
     this.#runs = false;
@@ -120,7 +120,7 @@ export class RunLoop implements Disposable {
   turn(wait: boolean): boolean {
     const event = this.host.next(wait);
     if (event >= READY) {
-      this.tokens.dispatch(event & 0xffff);
+      this.#dispatch(event & 0xffff);
       return true;
     }
     if (event === -EAGAIN) return false;
@@ -136,13 +136,32 @@ export class RunLoop implements Disposable {
     return true;
   }
 
+  #dispatch(token: number): void {
+    const member = this.tokens.ownerOf(token);
+    if (!member) {
+      this.tokens.dispatch(token);
+      return;
+    }
+    if (!member.waiter) {
+      this.#late.push(token);
+      return;
+    }
+    try {
+      this.tokens.dispatch(token);
+    } catch (error) {
+      member.fail(error as Error);
+    }
+    if (member.due) this.#due(member);
+  }
+
   #due(member: LoopMember): void {
-    const due = this.#members.get(member);
-    if (!due) return;
-    this.#members.delete(member);
+    const { waiter } = member;
+    if (!waiter) return;
+    member.waiter = undefined;
+    this.#waiting--;
     this.#away++;
     member.rest();
-    due.resolve();
+    waiter.resolve();
   }
 
   /** Until no machine waits for promises. */

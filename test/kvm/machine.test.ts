@@ -6,6 +6,7 @@ import { Machine, type MachineConfig, SharedThread } from '#dist/index.js';
 import { guestProgram } from '../support/guest-program.js';
 import { describeKvm } from '../support/kvm.js';
 import { expectNoMoreThan, resources } from '../support/process-resources.js';
+import { talkingGuest } from '../support/talking-guest.js';
 
 const MiB = 2 ** 20;
 const GiB = 2 ** 30;
@@ -210,22 +211,7 @@ describe.each(MODES)('with %s', (_, create) => {
 
     test('prints through its serial stream to the last byte, however slowly it is read', async () => {
       const count = 20_000;
-      const path = guestProgram(`
-      mov ecx, ${count}
-      xor ebx, ebx
-    next:
-      mov dx, SERIAL + 5
-    wait:
-      in al, dx
-      test al, 0x20
-      jz wait
-      mov dx, SERIAL
-      mov al, bl
-      out dx, al
-      inc ebx
-      loop next
-      mov al, 0
-      out DEBUG_EXIT, al`);
+      const path = talkingGuest(count, 0);
       await using machine = await create({ kernel: path, memory: 4 * MiB });
       await machine.start();
       await delay(100);

@@ -8,6 +8,7 @@ import { Machine, type MachineConfig, SharedThread } from '#dist/index.js';
 import { guestProgram } from '../support/guest-program.js';
 import { describeKvm } from '../support/kvm.js';
 import { expectNoMoreThan, resources } from '../support/process-resources.js';
+import { talkingGuest } from '../support/talking-guest.js';
 import { temporaryFolder } from '../support/temporary-folder.js';
 
 const memory = 5 * 2 ** 20; // nothing else has this length
@@ -15,20 +16,7 @@ const folder = temporaryFolder();
 /** Does port I/O for ever. */
 const BUSY = guestProgram('again: in al, 0x80; jmp again');
 /** Prints 100,000 bytes, then ends. */
-const TALKS = guestProgram(`
-    mov ecx, 100000
-  next:
-    mov dx, SERIAL + 5
-  wait:
-    in al, dx
-    test al, 0x20
-    jz wait
-    mov dx, SERIAL
-    mov al, 'x'
-    out dx, al
-    loop next
-    mov al, 5
-    out DEBUG_EXIT, al`);
+const TALKS = talkingGuest(100_000, 5);
 
 const exits = async (machine: Machine) => (await machine.metrics()).exits.io ?? 0;
 const moreThan = (machine: Machine, count: number) =>

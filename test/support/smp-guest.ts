@@ -1,11 +1,7 @@
 import { guestProgram } from './guest-program.js';
 
-/**
- * A guest whose boot processor starts the others and waits until each has done port I/O a hundred times; then it does
- * `then`. Each counts for ever, processor N in the doubleword at 0x71000 + 4 * N, and exits at every tenth.
- */
-export function smpGuest(cpus: number, then: string): string {
-  return guestProgram(`
+/** Has every processor but this one begin at a copy of what is between `trampoline` and `trampoline_end`, at 0x70000. */
+const START_OTHERS = `
       .set APIC, 0xfee00000
       lea rsi, [rip + trampoline]
       mov edi, 0x70000
@@ -15,7 +11,15 @@ export function smpGuest(cpus: number, then: string): string {
       mov dword ptr [rax], 0x1ff       # software-enabled
       mov eax, APIC + 0x300
       mov dword ptr [rax], 0x000c4500  # INIT to all but this one
-      mov dword ptr [rax], 0x000c4670  # SIPI: begin at 0x70000
+      mov dword ptr [rax], 0x000c4670  # SIPI: begin at 0x70000`;
+
+/**
+ * A guest whose boot processor starts the others and waits until each has done port I/O a hundred times; then it does
+ * `then`. Each counts for ever, processor N in the doubleword at 0x71000 + 4 * N, and exits at every tenth.
+ */
+export function smpGuest(cpus: number, then: string): string {
+  return guestProgram(`
+      ${START_OTHERS}
       mov esi, ${cpus - 1}
     next_processor:
       test esi, esi
@@ -53,18 +57,9 @@ export function smpGuest(cpus: number, then: string): string {
  */
 export function parallelGuest(cpus: number, each: string, then: string): string {
   return guestProgram(`
-      .set APIC, 0xfee00000
-      lea rsi, [rip + trampoline]
-      mov edi, 0x70000
-      mov ecx, offset trampoline_end - trampoline
-      rep movsb
       mov rax, cr3
-      mov [0x70ff0], eax
-      mov eax, APIC + 0xf0
-      mov dword ptr [rax], 0x1ff       # software-enabled
-      mov eax, APIC + 0x300
-      mov dword ptr [rax], 0x000c4500  # INIT to all but this one
-      mov dword ptr [rax], 0x000c4670  # SIPI: begin at 0x70000
+      mov [0x70ff0], eax               # for the trampoline
+      ${START_OTHERS}
       xor edi, edi
     begin:
       ${each}

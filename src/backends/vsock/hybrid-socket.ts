@@ -132,7 +132,6 @@ function readLine(client: Socket): Promise<string | undefined> {
   });
 }
 
-/** Removes a socket that nobody listens on. @throws TsvisorError when there is something else of that name. */
 /** Removes a socket that a dead process left. @param failed makes the error when there is anything else. */
 export async function removeStale(path: string, failed: (path: string, reason: string) => Error): Promise<void> {
   if (Buffer.byteLength(path) > MAX_SOCKET_PATH) {

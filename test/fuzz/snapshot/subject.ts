@@ -133,6 +133,7 @@ export class SnapshotSubject implements Disposable {
       const timer = new Timer(host.events, () => host.finish({ reason: 'stopped', code: null, message: 'time is up' }));
       timer.arm(RUN);
       host.setRunning(true);
+      loop.admit(host);
       while (!host.due) loop.turn(true);
       const { reason } = host.end as MachineEnd;
       timer.close();

@@ -73,9 +73,10 @@ export class Rig implements Disposable {
   run(microseconds: number, done: () => boolean = () => false): void {
     const until = performance.now() + microseconds / 1000;
     const slice = Math.min(microseconds, 2000);
-    this.#host.setRunning(true);
     do {
       this.#timer.arm(slice);
+      this.#host.setRunning(true);
+      this.#loop.admit(this.#host);
       while (!this.#host.due) this.#loop.turn(true);
       const { reason, message } = this.#host.end ?? {};
       if (reason !== 'stopped') throw new Error(`${reason}: ${message}`);

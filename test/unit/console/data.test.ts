@@ -368,7 +368,7 @@ describe('the end of the guest', () => {
     for (const stream of rig.streams) stream.end();
     rig.driver.transport.reset();
     const stream = rig.streams[id] as NonNullable<(typeof rig.streams)[number]>;
-    stream.drain();
+    stream.drain(rig.events);
     const parts: Buffer[] = [];
     while (!stream.drained) {
       rig.pump();
@@ -422,6 +422,8 @@ describe('the end of the guest', () => {
     rig.transmitq(1).send([randomBytes(2 * MiB)]);
     rig.streams[1]?.end();
     rig.host(1).close();
-    await rig.streams[1]?.drain();
+    const stream = rig.streams[1] as NonNullable<(typeof rig.streams)[number]>;
+    stream.drain(rig.events);
+    await rig.until(() => stream.drained);
   });
 });
