@@ -5,6 +5,7 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 
 const program = join(import.meta.dirname, '../dist/cli/start.cjs');
@@ -36,9 +37,17 @@ const kernel = join(folder, 'guest');
 writeFileSync(kernel, guest());
 
 process.env.TSVISOR_WRITE_CODE_CACHE = '1';
-// A thread writes its cache when it ends by itself.
-Worker.prototype.terminate = function () {
-  return new Promise((resolve) => this.once('exit', resolve));
+// A thread writes its cache when it ends by itself, which is when its machine has ended.
+const { postMessage } = Worker.prototype;
+const threads = new Set();
+Worker.prototype.postMessage = function (...message) {
+  threads.add(this);
+  postMessage.apply(this, message);
+};
+const { exit } = process;
+process.exit = async () => {
+  while ([...threads].some(({ threadId }) => threadId !== -1)) await delay(10);
+  exit();
 };
 process.argv = [process.execPath, program, 'run', '--timeout', '20', '--kernel', kernel];
 createRequire(import.meta.url)(program);

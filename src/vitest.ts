@@ -4,9 +4,9 @@
  * @module tsvisor/vitest
  */
 
-import { type RunnerTestCase, type RunnerTestSuite, type TestAPI, test, vi } from 'vitest';
+import { type TestAPI, test, vi } from 'vitest';
 import type { MachineConfig } from './machine/config.js';
-import { Machine } from './machine/machine.js';
+import type { Machine } from './machine/machine.js';
 import { MachinePool } from './machine/machine-pool.js';
 
 /** More than ready() waits, whose error tells more: where KVM interprets guests, a boot may take a minute. */
@@ -65,13 +65,12 @@ export function machineTest(config: MachineConfig = {}, options: MachineTestOpti
       },
       { scope: 'file' },
     ],
-    machine: async ({ machines, task, skip, onTestFailed }, use) => {
+    machine: async ({ machines, skip, onTestFailed }, use) => {
       const reason = machines.unavailable;
       if (reason !== undefined) skip(reason);
       const guest = await machines.take();
       onTestFailed(() => showConsole(guest.machine));
       await guest.ready;
-      Machine.keepWarm(testsToCome(task.file, task) ? 1 : 0);
       await use(guest.machine);
       await guest.machine.close();
     },
@@ -81,14 +80,6 @@ export function machineTest(config: MachineConfig = {}, options: MachineTestOpti
 
 async function agentReady(machine: Machine): Promise<void> {
   await machine.ready();
-}
-
-/** Whether tests of this file will run after this one. */
-function testsToCome(suite: RunnerTestSuite, current: RunnerTestCase): boolean {
-  return suite.tasks.some((task) => {
-    if (task.type === 'suite') return testsToCome(task, current);
-    return task !== current && task.mode === 'run' && task.result === undefined;
-  });
 }
 
 function showConsole(machine: Machine): void {

@@ -1,7 +1,7 @@
 import type { Worker } from 'node:worker_threads';
 import type { Argv } from 'yargs';
 import { errorToData, UsageError } from '../errors.js';
-import { offerThread } from '../machine/warm-threads.js';
+import { keepWarm, offerThread } from '../machine/warm-threads.js';
 import { packageVersion } from '../package-version.js';
 import { Chosen, COMMANDS, nameOf } from './commands.js';
 import { CLOSED_STDOUT_EXIT, ERROR_EXIT, exitCodeOf } from './exit-codes.js';
@@ -71,6 +71,7 @@ async function choose(args: readonly string[]): Promise<Chosen | undefined> {
  * @param thread for the machine of the command
  */
 export async function main(argv: readonly string[], thread?: Worker): Promise<void> {
+  keepWarm(0); // there is one machine at most
   if (thread) offerThread(thread);
   let outputError: NodeJS.ErrnoException | undefined;
   process.stdout.on('error', (error) => {

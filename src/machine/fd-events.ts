@@ -11,6 +11,11 @@ export class Tokens<Owner> {
   readonly #owners: (Owner | undefined)[] = [];
   readonly #free: number[] = [];
 
+  /** Those that are in use. */
+  get count(): number {
+    return this.#handlers.length - this.#free.length;
+  }
+
   /** @throws TsvisorError when the thread waits for as much as it can. */
   allocate(handler: () => void, owner?: Owner): number {
     const token = this.#free.pop() ?? this.#handlers.length;

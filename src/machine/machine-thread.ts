@@ -1,4 +1,4 @@
-import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { errorToData } from '../errors.js';
 import { DEFAULT_MEMORY } from './config.js';
 import { Control } from './control.js';
@@ -13,8 +13,11 @@ import { VirtualMachine } from './virtual-machine.js';
 /** Ends after which nobody looks for the guest's last output: it is wanted no more, or its memory is lost. */
 const WITHOUT_OUTPUT: ReadonlySet<EndReason> = new Set(['stopped', 'migrated', 'page-source-failure']);
 
-/** Runs a machine until it is over, one way or the other, and says so. */
-async function run(loop: RunLoop, data: MachineThreadData): Promise<void> {
+/**
+ * Runs a machine until it is over, one way or the other, and says so.
+ * @returns whether it can have left nothing on this thread: it did not fail, and there was no code of its user's.
+ */
+async function run(loop: RunLoop, data: MachineThreadData): Promise<boolean> {
   const post = (message: MachineMessage) => data.port.postMessage(message);
   loop.enter();
   try {
@@ -23,12 +26,13 @@ async function run(loop: RunLoop, data: MachineThreadData): Promise<void> {
     host.closeDrives();
     post({ type: 'ended', end, stats: host.statistics.snapshot() });
     await host.drain();
+    return data.config.devices.length === 0 && data.origin?.pages === undefined;
   } catch (error) {
     post({ type: 'failed', error: errorToData(error) });
+    return false;
   } finally {
     loop.leave();
   }
-  post({ type: 'gone' });
 }
 
 /** Runs the guest until it ends for good; a reset powers it on again unless the configuration says otherwise. */
@@ -64,19 +68,40 @@ async function runGuest(
 
 const messages = parentPort as NonNullable<typeof parentPort>;
 
-function begin(order: ThreadOrder): void {
-  if ('shared' in order) {
-    const loop = new RunLoop(true);
-    const accept = (data: MachineThreadData) => void run(loop, data);
-    loop.onDoorbell(order.shared, () => {
-      for (let m = receiveMessageOnPort(messages); m; m = receiveMessageOnPort(messages)) accept(m.message);
-    });
-    messages.on('message', accept);
-  } else {
+/** Several machines, now and then. */
+function share(doorbell: number): void {
+  const loop = new RunLoop(true);
+  const accept = ({ port, ...data }: MachineThreadData) =>
+    void run(loop, { ...data, port }).then(() => gone(port, false));
+  loop.onDoorbell(doorbell, () => {
+    for (let m = receiveMessageOnPort(messages); m; m = receiveMessageOnPort(messages)) accept(m.message);
+  });
+  obey = async (order) => accept(order as MachineThreadData);
+}
+
+/** One machine, then perhaps another. */
+let obey = async (order: ThreadOrder): Promise<void> => {
+  if (order === 'end') messages.off('message', take);
+  else if ('shared' in order) share(order.shared);
+  else if ('prepare' in order) await Hardware.prepare(order.prepare);
+  else {
     const loop = new RunLoop(false);
-    void run(loop, order).then(() => loop[Symbol.dispose]());
+    const clean = (await run(loop, order)) && loop.empty;
+    loop[Symbol.dispose]();
+    if (!clean) messages.off('message', take);
+    gone(order.port, clean);
   }
+};
+
+function gone(port: MessagePort, reusable: boolean): void {
+  port.postMessage({ type: 'gone', reusable } satisfies MachineMessage);
+}
+
+let busy = Hardware.prepare(workerData ?? DEFAULT_MEMORY);
+
+function take(order: ThreadOrder): void {
+  busy = busy.then(() => obey(order));
 }
 
 // Not before all is loaded: a thread that ends while it loads leaves Node's descriptors of the modules open.
-void Hardware.prepare(workerData ?? DEFAULT_MEMORY).then(() => messages.once('message', begin));
+void busy.then(() => messages.on('message', take));

@@ -265,8 +265,12 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   /**
    * Keeps so many threads ready for machines to come, each some 10 MiB: to start one and load its code is most of the time
    * that create() and restore() take otherwise. Each has a VM with as much memory as the machine before had, up to 1 GiB,
-   * or as much as is the default; a machine of another size takes some 10 ms longer.
-   * @param count 0 to 64; 0 at first. @throws UsageError
+   * or as much as is the default; a machine of another size takes a little longer. They do not keep the process from ending.
+   *
+   * One more is the thread of a machine that has ended: it waits for the next one, which is there soonest, also where this
+   * was never called. After keepWarm(0) no thread waits: each ends with its machine. Threads that have run devices of users,
+   * or whose machine failed, have no other.
+   * @param count 0 to 64. @throws UsageError
    */
   static keepWarm(count: number): void {
     keepWarm(count);

@@ -7,8 +7,11 @@ import type { MemoryLayer } from './guest-ram.js';
 import type { PageSourceLink } from './page-faults.js';
 import type { SavedState } from './virtual-machine.js';
 
-/** The first thing that a machine thread hears: its only machine, or the eventfd that says that machines have come. */
-export type ThreadOrder = MachineThreadData | { readonly shared: number };
+/**
+ * What a machine thread hears while it waits: a machine; the eventfd that says that machines have come, several from now
+ * on; the memory, in bytes, of the machine that is to be expected; or that it is to end.
+ */
+export type ThreadOrder = MachineThreadData | { readonly shared: number } | { readonly prepare: number } | 'end';
 
 /** What the main thread hands a machine thread for each machine. */
 export interface MachineThreadData {
@@ -148,5 +151,5 @@ export type MachineMessage =
   | { readonly type: 'reset' }
   | { readonly type: 'drive-error'; readonly drive: number; readonly message: string }
   | { readonly type: 'ended'; readonly end: MachineEnd; readonly stats: MachineStats }
-  /** The last: it uses no descriptor of the main thread's any more. */
-  | { readonly type: 'gone' };
+  /** The last: it uses no descriptor of the main thread's any more. A thread of its own waits for another, or ends. */
+  | { readonly type: 'gone'; readonly reusable: boolean };

@@ -92,6 +92,11 @@ export class RunLoop implements Disposable {
     this.#vcpus[index] = undefined;
   }
 
+  /** Whether nothing of any machine is on it. */
+  get empty(): boolean {
+    return this.tokens.count === 0 && this.#waiting + this.#away === 0 && !this.#vcpus.some((vcpu) => vcpu);
+  }
+
   /** Calls back whenever an eventfd has been written to. */
   onDoorbell(fd: number, callback: () => void): void {
     const count = new Uint8Array(8);

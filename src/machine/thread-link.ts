@@ -15,7 +15,7 @@ import type {
   MachineThreadData,
 } from './messages.js';
 import type { SharedThread } from './shared-thread.js';
-import { takeThread } from './warm-threads.js';
+import { giveBack, takeThread } from './warm-threads.js';
 
 const DOORBELL = new Uint8Array(new BigUint64Array([1n]).buffer);
 
@@ -51,6 +51,8 @@ export class ThreadLink {
   #gone: Promise<void> = Promise.resolve();
   #sayGone = () => {};
   #built = false;
+  /** Its thread may not end by itself then. */
+  #hasUserCode = false;
   /** eventfd of a page source that lets go of who waits for it. */
   #letGo: number | undefined;
   #final: { end: MachineEnd; stats: MachineStats } | undefined;
@@ -136,6 +138,7 @@ export class ThreadLink {
     const ofItsOwn = origin?.pages !== undefined || origin?.layers[0]?.exclusive === true;
     const worker = takeThread(ofItsOwn ? 0 : config.memory);
     this.#worker = worker;
+    this.#hasUserCode = config.devices.length > 0;
     worker.postMessage(order, [there]);
     worker.on('error', (error) => this.#fail(crashed(error)));
     worker.on('exit', (code) => {
@@ -173,13 +176,13 @@ export class ThreadLink {
     return !this.#built && !this.over;
   }
 
-  /** Ends the machine, then its thread if that is its own, and releases everything. */
+  /** Ends the machine, gives its thread back or ends it if that is its own, and releases everything. */
   async close(): Promise<void> {
     if (!this.over) this.request({ command: 'stop' }).catch(() => {});
     // Its disks are closed then. A thread that is still building does not listen; one that has just built wakes up.
     if (!this.building || this.#shared) await this.ended.catch(() => {});
-    if (this.#shared) for (const stream of this.#streams) stream.destroy(); // what is unread keeps its end there
-    await this.#worker?.terminate();
+    for (const stream of this.#streams) stream.destroy(); // what is unread keeps its end there
+    if (!this.#final || this.#hasUserCode) await this.#worker?.terminate();
     await this.#gone;
     this.#closeDescriptors();
     await Promise.all(this.#streams.map(destroyed));
@@ -225,8 +228,11 @@ export class ThreadLink {
         this.#ended.resolve(message.end);
         break;
       case 'gone':
-        // A thread of its own ends now.
-        if (this.#shared) this.#sayGone();
+        if (message.reusable && this.#worker) {
+          giveBack(this.#worker);
+          this.#worker = undefined;
+          this.#sayGone();
+        } else if (this.#shared) this.#sayGone(); // a thread of its own ends now
         break;
       default:
         onNotice(message);

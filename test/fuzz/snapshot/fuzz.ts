@@ -1,3 +1,4 @@
+import { Machine } from '#dist/index.js';
 import { Random } from '../../kvm/assist/random.js';
 import { resources } from '../../support/process-resources.js';
 import { Violation } from '../machine.js';
@@ -14,6 +15,7 @@ const WHOLE_MACHINE = 20;
  * @returns how many ended how. @throws FuzzFailure
  */
 export async function fuzzSnapshots({ seed, cases, onProgress }: RunOptions): Promise<Record<string, number>> {
+  Machine.keepWarm(0); // what waits for a machine is no leak
   using subject = await SnapshotSubject.create();
   const outcomes: Record<string, number> = {};
   await subject.run(mutate(subject.state, new Random(0)).bytes).catch(() => {}); // what is loaded once is loaded
