@@ -11,6 +11,9 @@ export interface ImageBytes {
   read(offset: number, target: Uint8Array): void;
 }
 
+/** Bytes. */
+const HEAD = 8192;
+
 // One read(2) moves at most 2^31 - 4096 bytes, and Node takes the length as an int32.
 const MAX_READ = 1 << 30;
 
@@ -19,6 +22,8 @@ export class ImageFile implements ImageBytes {
   readonly name: string;
   readonly size: number;
   readonly #fd: number;
+  /** Its beginning, where headers are: read once. */
+  #head: Uint8Array | undefined;
 
   /** Opens a regular, non-empty file; anything else is an ImageError that says what it is. */
   constructor(what: 'kernel' | 'initrd', path: string) {
@@ -36,6 +41,19 @@ export class ImageFile implements ImageBytes {
   }
 
   read(offset: number, target: Uint8Array): void {
+    const end = offset + target.length;
+    if (end > Math.min(this.size, HEAD)) {
+      this.#read(offset, target);
+      return;
+    }
+    if (!this.#head) {
+      this.#head = new Uint8Array(Math.min(this.size, HEAD));
+      this.#read(0, this.#head);
+    }
+    target.set(this.#head.subarray(offset, end));
+  }
+
+  #read(offset: number, target: Uint8Array): void {
     for (let done = 0; done < target.length; ) {
       let count: number;
       try {

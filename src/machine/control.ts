@@ -96,8 +96,7 @@ export class Control implements Disposable {
 
   #handle(request: ControlRequest): void {
     const { id, command, resize } = request;
-    let saved: SavedMachine | undefined;
-    let pages: PageBatch | undefined;
+    let parts: Omit<ControlAnswer, 'state'> = {};
     if (command === 'stop') {
       this.#host.finish({ reason: 'stopped', code: null, message: 'the machine was stopped' });
     } else if (command === 'start' || command === 'resume') {
@@ -122,8 +121,9 @@ export class Control implements Disposable {
       this.#host.finish({ reason: 'migrated', code: null, message: 'the machine was moved to another process' });
     } else {
       try {
-        if (command === 'save') saved = this.#save(request.save);
-        else if (command === 'pages' && request.pages) pages = this.#givePages(request.pages);
+        if (command === 'query') parts = { stats: this.#host.statistics.snapshot() };
+        else if (command === 'save') parts = { saved: this.#save(request.save) };
+        else if (command === 'pages' && request.pages) parts = { pages: this.#givePages(request.pages) };
         else if (command === 'handOver') this.#handOver();
         else if (command === 'release') this.#release();
       } catch (error) {
@@ -131,7 +131,7 @@ export class Control implements Disposable {
         return;
       }
     }
-    this.#reply(id, saved, pages);
+    this.#reply(id, parts);
   }
 
   /** Twice until no device works on a request: a flush of the disks takes requests of its own. */
@@ -237,8 +237,9 @@ export class Control implements Disposable {
     this.#letGo = undefined;
   }
 
-  #reply(id: number, saved?: SavedMachine, pages?: PageBatch): void {
-    const answer: ControlAnswer = { state: this.state, stats: this.#host.statistics.snapshot(), saved, pages };
+  #reply(id: number, parts: Omit<ControlAnswer, 'state'> = {}): void {
+    const { pages } = parts;
+    const answer: ControlAnswer = { state: this.state, ...parts };
     const moved = pages?.payload ? [pages.payload.buffer as ArrayBuffer] : [];
     this.#port.postMessage({ type: 'reply', id, answer } satisfies MachineMessage, moved);
   }

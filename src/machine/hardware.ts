@@ -1,8 +1,10 @@
 import { detectKvmFlavour, type KvmFlavour } from '../arch/x86_64/assist/detect.js';
 import type { NestedAssist } from '../arch/x86_64/assist/nested-assist.js';
+import { shapeCpuid } from '../arch/x86_64/cpuid.js';
 import { Kvm } from '../kvm/kvm.js';
 import type { VcpuFd } from '../kvm/vcpu.js';
 import type { VmFd } from '../kvm/vm.js';
+import { ExitData } from './exit-data.js';
 import { GuestRam, type RamContents } from './guest-ram.js';
 import { layout } from './layout.js';
 
@@ -13,19 +15,32 @@ interface Code {
   readonly Assist: typeof NestedAssist | undefined;
 }
 
+/** A vCPU with what tells of its exits and what completes them. */
+export interface Processor {
+  readonly vcpu: VcpuFd;
+  readonly exits: ExitData;
+  /** Only where KVM interprets the guest's kernel. */
+  readonly assist: NestedAssist | undefined;
+}
+
 /** KVM has some MiB for each GiB of a machine's memory: more is not made ahead. */
 const MAX_PREPARED = 2 ** 30;
+/** Guest physical addresses of large pages that hold what is written at boot, and kernels that are small. */
+const FIRST_TOUCHED = [0, 2 ** 21];
 
 /** The KVM objects and memory of one power-on, and what else is released with them. */
 export class Hardware implements Disposable {
   /** What prepare() made. */
   static #prepared: Hardware | undefined;
   readonly flavour: KvmFlavour;
-  readonly Assist: typeof NestedAssist | undefined;
+  readonly #Assist: typeof NestedAssist | undefined;
   readonly kvm: Kvm;
   readonly vm: VmFd;
   readonly ram: GuestRam;
-  readonly #vcpus: VcpuFd[] = [];
+  /** By number; the boot processor is the first. */
+  readonly processors: Processor[] = [];
+  /** How many vCPUs those that there are know of. */
+  #identified = 0;
   /** What is made is released in reverse. */
   readonly #resources: Disposable[] = [];
   /** Releases a resource with the machine. */
@@ -36,7 +51,7 @@ export class Hardware implements Disposable {
 
   private constructor({ flavour, Assist }: Code, memory: number, cpus: number, contents: RamContents) {
     this.flavour = flavour;
-    this.Assist = Assist;
+    this.#Assist = Assist;
     try {
       this.kvm = this.own(Kvm.open());
       this.vm = this.own(this.kvm.createVm());
@@ -80,20 +95,41 @@ export class Hardware implements Disposable {
     const code = await loadCode();
     if (memory === 0 || memory > MAX_PREPARED) return;
     try {
-      Hardware.#prepared ??= new Hardware(code, memory, 1, {});
+      if (Hardware.#prepared) return;
+      const hardware = new Hardware(code, memory, 1, {});
+      Hardware.#prepared = hardware;
+      hardware.identifyVcpus();
+      const { memory: ram } = hardware.ram;
+      for (const gpa of FIRST_TOUCHED) if (ram.contains(gpa, 1)) ram.writeU8(gpa, 0);
     } catch {
       // create() tells why
     }
   }
 
-  /** By number; the boot processor is the first. */
   get vcpus(): readonly VcpuFd[] {
-    return this.#vcpus;
+    return this.processors.map(({ vcpu }) => vcpu);
+  }
+
+  /** Sets what each vCPU of a machine that boots reports of itself. */
+  identifyVcpus(): void {
+    const { length } = this.processors;
+    if (this.#identified === length) return;
+    this.processors.forEach(({ vcpu }, id) => {
+      const cpuid = this.kvm.supportedCpuid();
+      shapeCpuid(cpuid, id, length, this.flavour);
+      vcpu.setCpuid(cpuid);
+    });
+    this.#identified = length;
   }
 
   /** @param count that there are to be. */
   #addVcpus(count: number): void {
-    while (this.#vcpus.length < count) this.#vcpus.push(this.own(this.vm.createVcpu(this.#vcpus.length)));
+    const Assist = this.#Assist;
+    while (this.processors.length < count) {
+      const vcpu = this.own(this.vm.createVcpu(this.processors.length));
+      const assist = Assist && new Assist(vcpu, this.ram.memory);
+      this.processors.push({ vcpu, exits: new ExitData(vcpu.run.buffer), assist });
+    }
   }
 
   [Symbol.dispose](): void {
@@ -102,7 +138,14 @@ export class Hardware implements Disposable {
   }
 }
 
-async function loadCode(): Promise<Code> {
+let code: Promise<Code> | undefined;
+
+function loadCode(): Promise<Code> {
+  code ??= load();
+  return code;
+}
+
+async function load(): Promise<Code> {
   const flavour = detectKvmFlavour();
   const Assist =
     flavour === 'interpreted' ? (await import('../arch/x86_64/assist/nested-assist.js')).NestedAssist : undefined;

@@ -79,16 +79,23 @@ function share(doorbell: number): void {
   obey = async (order) => accept(order as MachineThreadData);
 }
 
+/** Of those that have it to themselves, one after the other. */
+let loop: RunLoop | undefined;
+
 /** One machine, then perhaps another. */
 let obey = async (order: ThreadOrder): Promise<void> => {
-  if (order === 'end') messages.off('message', take);
-  else if ('shared' in order) share(order.shared);
+  if (order === 'end') {
+    loop?.[Symbol.dispose]();
+    messages.off('message', take);
+  } else if ('shared' in order) share(order.shared);
   else if ('prepare' in order) await Hardware.prepare(order.prepare);
   else {
-    const loop = new RunLoop(false);
+    loop ??= new RunLoop(false);
     const clean = (await run(loop, order)) && loop.empty;
-    loop[Symbol.dispose]();
-    if (!clean) messages.off('message', take);
+    if (!clean) {
+      loop[Symbol.dispose]();
+      messages.off('message', take);
+    }
     gone(order.port, clean);
   }
 };

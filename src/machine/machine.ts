@@ -153,48 +153,19 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     this.#vsock = vsock;
     const link = this.#link;
     this.#devices = new DeviceHandles(config.devices, (request) => link.tell(request));
-    const [serial, serialThere] = link.openStream();
-    this.#serial = serial;
-    const consolePorts: number[] = [];
-    this.#ports = config.consolePorts.map(({ name, console }) => {
-      const [stream, there] = link.openStream();
-      consolePorts.push(there);
-      return { name, console, stream };
-    });
-    const networkStreams = config.networks.map(({ type }, index) => {
-      if (type === 'tap') return undefined;
-      const [stream, there] = link.openStream();
-      if (type === 'user') networks.attach(index, stream);
-      else this.#frames.set(index, new FramePort(stream));
-      return there;
-    });
-    const [vsockHere, vsockThere] = vsock ? link.openStream() : [];
-    if (vsockHere) vsock?.attach(vsockHere);
-    this.#agent = vsock && Agent && new Agent(vsock, () => this.#mustRun(), identity);
-    for (const stream of [serial, ...this.#ports.filter((port) => port.console).map((port) => port.stream)]) {
-      this.#unread.set(stream, discardWhileUnread(stream));
-    }
-    this.#ended = link.ended.then(
-      (end) => {
-        this.#over(this.#whyEnded(end));
-        tell(() => this.emit('end', end));
-        return end;
-      },
-      (error: Error) => {
-        this.#over(this.#explain(error));
-        throw error;
-      },
-    );
-    this.#ended.catch(() => {}); // whoever cares waits
+    const [serial, serialThere] = link.openPair();
+    const ports = config.consolePorts.map(() => link.openPair());
+    const cables = config.networks.map(({ type }) => (type === 'tap' ? undefined : link.openPair()));
+    const vsockPair = vsock && link.openPair();
     this.#pageSource = source;
     if (source) link.own(source.handOver());
     link.start(
       {
         config,
         serial: serialThere,
-        consolePorts,
-        networks: networkStreams,
-        vsock: vsockThere,
+        consolePorts: ports.map(([, there]) => there),
+        networks: cables.map((pair) => pair?.[1]),
+        vsock: vsockPair?.[1],
         consoleTail: this.#consoleTail.buffer,
         logs: options.onLog !== undefined,
         origin,
@@ -218,6 +189,34 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
         }
       },
     );
+    // While its thread makes the machine.
+    this.#serial = link.stream(serial);
+    this.#ports = config.consolePorts.map(({ name, console }, index) => {
+      const [here] = ports[index] as (typeof ports)[0];
+      return { name, console, stream: link.stream(here) };
+    });
+    cables.forEach((pair, index) => {
+      if (!pair) return;
+      const stream = link.stream(pair[0]);
+      if (config.networks[index]?.type === 'user') networks.attach(index, stream);
+      else this.#frames.set(index, new FramePort(stream));
+    });
+    if (vsockPair) vsock?.attach(link.stream(vsockPair[0]));
+    this.#agent = vsock && Agent && new Agent(vsock, () => this.#mustRun(), identity);
+    const consoles = this.#ports.filter((port) => port.console).map((port) => port.stream);
+    for (const stream of [this.#serial, ...consoles]) this.#unread.set(stream, discardWhileUnread(stream));
+    this.#ended = link.ended.then(
+      (end) => {
+        this.#over(this.#whyEnded(end));
+        tell(() => this.emit('end', end));
+        return end;
+      },
+      (error: Error) => {
+        this.#over(this.#explain(error));
+        throw error;
+      },
+    );
+    this.#ended.catch(() => {}); // whoever cares waits
   }
 
   /**
@@ -627,7 +626,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
     const answer = await asked?.catch((error) => {
       if (!link.final) throw error; // otherwise it ended before it could answer
     });
-    if (answer) return { state: answer.state, ...answer.stats };
+    if (answer?.stats) return { state: answer.state, ...answer.stats };
     return { state: 'ended', ...(link.final as NonNullable<typeof link.final>).stats };
   }
 

@@ -137,7 +137,8 @@ export interface ControlAnswer {
   readonly state: MachineState;
   readonly saved?: SavedMachine | undefined;
   readonly pages?: PageBatch | undefined;
-  readonly stats: MachineStats;
+  /** Of `query`. */
+  readonly stats?: MachineStats | undefined;
 }
 
 /** Machine thread to main thread. */

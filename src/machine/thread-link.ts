@@ -38,6 +38,8 @@ export class ThreadLink {
   readonly ended: Promise<MachineEnd>;
   readonly #doorbell: number;
   readonly #descriptors: number[];
+  /** Of pairs, until they are streams. */
+  readonly #ends = new Set<number>();
   readonly #streams: Duplex[] = [];
   readonly #ready = deferred<readonly DevicePlace[]>();
   readonly #ended = deferred<MachineEnd>();
@@ -75,16 +77,22 @@ export class ThreadLink {
     return this.#final !== undefined || this.#failure !== undefined;
   }
 
-  /** A socketpair: the main thread's end as a stream, the machine thread's as a descriptor. For before start(). */
-  openStream(): [Duplex, number] {
+  /** A socketpair: the main thread's end, which is for stream(), and the machine thread's. For before start(). */
+  openPair(): readonly [here: number, there: number] {
     const pair = addon.socketpair();
     if (typeof pair === 'number') {
       this.#closeDescriptors();
-      for (const stream of this.#streams) stream.destroy();
+      for (const fd of this.#ends) addon.close(fd);
       throw new TsvisorError('ERR_INTERNAL', `socketpair: ${errnoName(-pair)}`);
     }
-    const [here, there] = pair;
-    this.#descriptors.push(there);
+    this.#ends.add(pair[0]);
+    this.#descriptors.push(pair[1]);
+    return pair;
+  }
+
+  /** The main thread's end of a pair as a stream: slow to make, so rather after start(). */
+  stream(here: number): Duplex {
+    this.#ends.delete(here);
     addon.release(here); // the Socket closes it
     const stream = new Socket({
       fd: here,
@@ -95,7 +103,7 @@ export class ThreadLink {
     // The machine's end of the pair disappears with its thread, whatever was still to be written.
     stream.on('error', () => {});
     this.#streams.push(stream);
-    return [stream, there];
+    return stream;
   }
 
   /** Closes descriptors once the thread has exited. */

@@ -7,7 +7,8 @@ import { exitName } from '../kvm/exits.js';
 import * as abi from '../kvm/generated/abi.js';
 import type { VcpuFd } from '../kvm/vcpu.js';
 import type { MachineEnd } from './end.js';
-import { ExitData } from './exit-data.js';
+import type { ExitData } from './exit-data.js';
+import type { Processor } from './hardware.js';
 import type { HostServices } from './host-services.js';
 
 const { ECANCELED } = constants.errno;
@@ -30,13 +31,15 @@ export class VcpuRunner implements Disposable {
   readonly #assist: NestedAssist | undefined;
   readonly #data: ExitData;
 
-  constructor(vcpu: VcpuFd, host: HostServices, { ports, mmio }: Buses, assist: NestedAssist | undefined) {
+  /** @param processor whose registers are as the guest is to have them. */
+  constructor({ vcpu, exits, assist }: Processor, host: HostServices, { ports, mmio }: Buses) {
     this.vcpu = vcpu;
     this.host = host;
     this.#ports = ports;
     this.#mmio = mmio;
     this.#assist = assist;
-    this.#data = new ExitData(vcpu.run.buffer);
+    this.#data = exits;
+    assist?.begin();
     this.index = host.attachVcpu(this);
   }
 

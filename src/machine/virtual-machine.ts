@@ -1,5 +1,4 @@
 import { renewGenerationId } from '../arch/x86_64/acpi/tables.js';
-import { shapeCpuid } from '../arch/x86_64/cpuid.js';
 import { setEntryState } from '../arch/x86_64/entry-state.js';
 import { restoreVcpu, saveVcpu, type VcpuState } from '../arch/x86_64/vcpu-state.js';
 import { GuestIo } from '../backends/guest-io.js';
@@ -88,12 +87,8 @@ export class VirtualMachine implements Disposable {
   /** Builds a machine and loads its kernel. @throws TsvisorError of every kind that a configuration can cause. */
   static build(config: ResolvedConfig, host: HostServices, devices: UserDevices): Promise<VirtualMachine> {
     return VirtualMachine.#make(config, host, devices, {}, async (hardware) => {
-      const { kvm, vcpus, flavour } = hardware;
-      vcpus.forEach((vcpu, id) => {
-        const cpuid = kvm.supportedCpuid();
-        shapeCpuid(cpuid, id, vcpus.length, flavour);
-        vcpu.setCpuid(cpuid);
-      });
+      const { vcpus } = hardware;
+      hardware.identifyVcpus();
       host.statistics.phase('vmCreated');
       // The others wait for its INIT and SIPI.
       const bootProcessor = vcpus[0] as (typeof vcpus)[0];
@@ -152,7 +147,7 @@ export class VirtualMachine implements Disposable {
     const hardware = await Hardware.create(config.memory, config.cpus, contents);
     try {
       await load(hardware);
-      const { vm, vcpus, ram, own, Assist } = hardware;
+      const { vm, processors, ram, own } = hardware;
       const { memory } = ram;
       const machine = new VirtualMachine(hardware);
       machine.#addDevices(vm, config, host);
@@ -162,9 +157,7 @@ export class VirtualMachine implements Disposable {
         addVirtioDevices(machine.mmio, vm, { config, memory, io, host, own, devices: devices.virtio });
         machine.#io = io;
       }
-      for (const vcpu of vcpus) {
-        machine.#runners.push(own(new VcpuRunner(vcpu, host, machine, Assist && new Assist(vcpu, memory))));
-      }
+      for (const processor of processors) machine.#runners.push(own(new VcpuRunner(processor, host, machine)));
       return machine;
     } catch (error) {
       hardware[Symbol.dispose]();

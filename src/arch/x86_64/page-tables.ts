@@ -27,10 +27,18 @@ export function writeBootPageTables(memory: GuestMemory): number {
   memory.zero(pml4, 2 * PAGE_SIZE);
   memory.writeU32(pml4, pdpt | TABLE);
   for (let i = 0; i < DIRECTORIES; i++) memory.writeU32(pdpt + 8 * i, (directories + i * PAGE_SIZE) | TABLE);
+  identity ??= identityDirectories();
+  memory.write(directories, identity);
+  return pml4;
+}
+
+/** The same for every machine. */
+let identity: Uint8Array | undefined;
+
+function identityDirectories(): Uint8Array {
   const entries = new Uint32Array(2 * DIRECTORIES * ENTRIES); // the upper half of each is 0
   for (let i = 0; i < DIRECTORIES * ENTRIES; i++) entries[2 * i] = (i * LARGE_PAGE_SIZE) | LARGE;
-  memory.write(directories, new Uint8Array(entries.buffer));
-  return pml4;
+  return new Uint8Array(entries.buffer);
 }
 
 /** Selectors of the boot GDT (boot.rst, "64-bit Boot Protocol"). */

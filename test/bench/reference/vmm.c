@@ -176,14 +176,11 @@ static void prepare_assist(struct machine *m) {
 }
 
 static void read_syscall_msrs(struct machine *m) {
-  static const uint32_t msrs[] = {0xc0000081, 0xc0000082, 0xc0000084};
-  for (int i = 0; i < 3; i++) {
-    struct {
-      struct kvm_msrs head;
-      struct kvm_msr_entry entry;
-    } msr = {.head.nmsrs = 1, .entry.index = msrs[i]};
-    KVM(m->vcpu, KVM_GET_MSRS, &msr);
-  }
+  struct {
+    struct kvm_msrs head;
+    struct kvm_msr_entry entries[3];
+  } msrs = {.head.nmsrs = 3, .entries = {{.index = 0xc0000081}, {.index = 0xc0000082}, {.index = 0xc0000084}}};
+  KVM(m->vcpu, KVM_GET_MSRS, &msrs);
 }
 
 static void create(struct machine *m, const char *elf) {

@@ -67,24 +67,36 @@ const ALL_PROCESSORS = 0xff;
  * interrupt comes from a _CRS here, and no check of the timer at boot. It takes its clock and the TSC's frequency from
  * kvmclock, and calibrates the local APIC timer with the TSC where there is no TSC deadline (Linux 5.3 and later).
  * @returns the RSDP's guest physical address, layout.acpiTables
- * @throws UsageError if there are too many devices; what was written by then is no harm
+ * @throws UsageError if there are too many devices
  */
 export function writeAcpiTables(memory: GuestMemory, hardware: AcpiHardware): number {
+  const machine = JSON.stringify(hardware);
+  if (last?.machine !== machine) last = { machine, tables: acpiTables(hardware) };
+  memory.write(layout.acpiTables, last.tables);
+  return layout.acpiTables;
+}
+
+/** Of the last machine: the next one on this thread mostly has the same. */
+let last: { readonly machine: string; readonly tables: Uint8Array } | undefined;
+
+/** What is at layout.acpiTables. */
+function acpiTables(hardware: AcpiHardware): Uint8Array {
   const { cpus, virtio } = hardware;
-  let next = layout.acpiTables + align(RSDP_SIZE);
+  const bytes = new Uint8Array(layout.acpiTablesEnd - layout.acpiTables);
+  let next = align(RSDP_SIZE);
   const place = (table: Uint8Array): number => {
     const at = next;
     next += align(table.length);
-    if (next > layout.acpiTablesEnd) {
+    if (next > bytes.length) {
       throw new UsageError(`${virtio.length} virtio devices are more than the ACPI tables have room for; use fewer`);
     }
-    memory.write(at, table);
-    return at;
+    bytes.set(table, at);
+    return layout.acpiTables + at;
   };
   const dsdt = place(systemTable('DSDT', 2, definitionBlock(hardware)));
   const tables = [place(fadt(dsdt)), place(madt(cpus))];
-  memory.write(layout.acpiTables, rsdp(place(xsdt(tables))));
-  return layout.acpiTables;
+  bytes.set(rsdp(place(xsdt(tables))));
+  return bytes.slice(0, next);
 }
 
 /** Gives a machine with ACPI tables a VM generation ID that no other has. The guest hears of it by an interrupt. */

@@ -29,6 +29,11 @@ export class NestedAssist {
     this.#syscalls = new SyscallAssist(vcpu, memory, () => this.#instructions.complete() !== undefined);
   }
 
+  /** Before the vCPU runs, with its registers as the guest is to have them. */
+  begin(): void {
+    this.#syscalls.begin();
+  }
+
   /** After every exit: keeps the breakpoint where the guest's page-fault handler is. */
   follow(): void {
     this.#syscalls.follow();

@@ -32,9 +32,9 @@ export class SyscallAssist {
   readonly #complete: () => boolean;
   readonly #memory: GuestMemory;
   readonly #debug = new DataView(new ArrayBuffer(abi.kvm_guest_debug.sizeof));
-  #star: bigint;
-  #lstar: bigint;
-  #fmask: bigint;
+  #star: bigint = 0n;
+  #lstar: bigint = 0n;
+  #fmask: bigint = 0n;
   #handler = -1n;
   #gateGpa = -1;
   #idtLow = 0;
@@ -56,9 +56,15 @@ export class SyscallAssist {
     this.#complete = complete;
     this.#vcpu = vcpu;
     this.#memory = memory;
-    this.#star = vcpu.getMsr(MSR_STAR) ?? 0n;
-    this.#lstar = vcpu.getMsr(MSR_LSTAR) ?? 0n;
-    this.#fmask = vcpu.getMsr(MSR_FMASK) ?? 0n;
+  }
+
+  /** Takes the registers over as they are. */
+  begin(): void {
+    const vcpu = this.#vcpu;
+    const msrs = new Map(vcpu.getMsrs([MSR_STAR, MSR_LSTAR, MSR_FMASK]));
+    this.#star = msrs.get(MSR_STAR) ?? 0n;
+    this.#lstar = msrs.get(MSR_LSTAR) ?? 0n;
+    this.#fmask = msrs.get(MSR_FMASK) ?? 0n;
     if (this.#lstar !== 0n) vcpu.syncRegisters();
   }
 
