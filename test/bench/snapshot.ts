@@ -82,8 +82,8 @@ async function saving(machine: Machine, folder: string, { rounds = ROUNDS }: Ben
 }
 
 /**
- * From asking for it to the guest's first instruction: on a thread that has other machines, and in a process with a thread
- * ready for it alone. `c` makes a new machine of the same size with the same KVM calls and reaches its first instruction:
+ * From asking for it to the guest's first instruction: on a thread that has other machines, and on the thread
+ * that had the machine before. `c` makes a new machine of the same size with the same KVM calls and reaches its first instruction:
  * what of it is KVM's.
  */
 async function restoring(path: string, { rounds = ROUNDS }: BenchOptions): Promise<Measurement[]> {
@@ -102,11 +102,7 @@ async function restoring(path: string, { rounds = ROUNDS }: BenchOptions): Promi
   const contestants = {
     tsvisor: async () => [(await restore({ thread })).entry],
     own: async () => {
-      // A thread is kept ready only for this: while it starts, it is in the others' way.
-      Machine.keepWarm(1);
-      await new Promise((resolve) => setTimeout(resolve, 500));
       const times = await restore({});
-      Machine.keepWarm(0);
       own.push(times.entry);
       command.push(times.command);
       return [times.entry];
@@ -123,7 +119,7 @@ async function restoring(path: string, { rounds = ROUNDS }: BenchOptions): Promi
   const row = { unit: 'ms', better: 'lower' } as const;
   return [
     { ...row, name: `${name}, on a thread that has others`, tsvisor, peers: { c } },
-    { ...row, name: `${name}, on a thread of its own kept warm`, tsvisor: own, peers: { c } },
+    { ...row, name: `${name}, on a thread of its own`, tsvisor: own, peers: { c } },
     { ...row, name: 'restore to the end of a command in it', tsvisor: command, peers: {} },
   ];
 }
