@@ -40,6 +40,7 @@ void Mapping::Init(Napi::Env env, Napi::Object exports) {
                                             InstanceMethod<&Mapping::Advise>("advise"),
                                             InstanceMethod<&Mapping::SavePages>("savePages"),
                                             InstanceMethod<&Mapping::MapOver>("mapOver"),
+                                            InstanceMethod<&Mapping::Renew>("renew"),
                                             InstanceMethod<&Mapping::Unmap>("unmap")});
   Environment::Of(env).mappingConstructor = Napi::Persistent(constructor);
   exports.Set("Mapping", constructor);
@@ -120,6 +121,15 @@ Napi::Value Mapping::MapOver(const Napi::CallbackInfo& info) {
   auto* address = static_cast<uint8_t*>(pages_->address) + static_cast<size_t>(at);
   void* result = mmap(address, static_cast<size_t>(length), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE,
                       info[2].As<Napi::Number>().Int32Value(), info[3].As<Napi::Number>().Int64Value());
+  return Napi::Number::New(env, result == MAP_FAILED ? -errno : 0);
+}
+
+Napi::Value Mapping::Renew(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (!pages_) return Napi::Number::New(env, -EBADF);
+  if (pages_.use_count() > 2) return Napi::Number::New(env, -EBUSY);  // this and the buffer's
+  void* result = mmap(pages_->address, pages_->length, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
   return Napi::Number::New(env, result == MAP_FAILED ? -errno : 0);
 }
 

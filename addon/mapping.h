@@ -30,6 +30,8 @@ struct Pages {
 //   .savePages(fd, offset, pages?)  writes the pages that are not all zeros to fd, each at offset + its place; with pages
 //              (a byte for each page of the mapping, not 0: wanted), those and zeros too. Bytes written, or -errno.
 //   .mapOver(at, length, fd, offset)  maps a file copy-on-write in place of a part; 0 or -errno
+//   .renew()   has private pages of zeros in place of all that is there; 0, -EBUSY while somebody else holds the pages, or
+//              -errno
 //   .unmap()   detaches the buffer (every view of it becomes empty) and drops this hold on the pages
 class Mapping : public Napi::ObjectWrap<Mapping> {
  public:
@@ -42,6 +44,7 @@ class Mapping : public Napi::ObjectWrap<Mapping> {
   Napi::Value Advise(const Napi::CallbackInfo& info);
   Napi::Value SavePages(const Napi::CallbackInfo& info);
   Napi::Value MapOver(const Napi::CallbackInfo& info);
+  Napi::Value Renew(const Napi::CallbackInfo& info);
   void Unmap(const Napi::CallbackInfo& info);
 
   std::shared_ptr<Pages> pages_;

@@ -12,6 +12,8 @@ export interface Mapping {
   savePages(fd: number, offset: number, pages?: Uint8Array): number;
   /** Maps a file copy-on-write in place of a part of it. @returns 0 or -errno. */
   mapOver(at: number, length: number, fd: number, offset: number): number;
+  /** Puts private pages of zeros in place of all of it. @returns 0, or -errno: -EBUSY while something uses the pages. */
+  renew(): number;
   unmap(): void;
 }
 

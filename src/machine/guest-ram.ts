@@ -20,6 +20,9 @@ import type { PageFaults } from './page-faults.js';
 /** Node's ArrayBuffers end at 4 GiB; half of it keeps every offset a small number to the compiler. */
 const MAX_REGION = 2 ** 31;
 
+/** Bytes. */
+const MAX_KEPT = 2 ** 30;
+
 /** Bytes: a bit for each page of 4 GiB, which the addon insists on. */
 const DIRTY_LOG_SIZE = 2 ** 32 / PAGE_SIZE / 8;
 
@@ -61,6 +64,12 @@ export interface RamContents {
  * it is touched, or memory whose pages a source gives. Pages exist once they are touched.
  */
 export class GuestRam implements Disposable {
+  /**
+   * Whether memory of a machine is kept for the next one on this thread, emptied: V8 collects garbage for each new buffer
+   * of that size.
+   */
+  static keep = false;
+  static #kept: Mapping | undefined;
   readonly memory: GuestMemory;
   /** What backs it, by guest physical address: for I/O without a copy. The index is that of the memory slot. */
   readonly regions: (readonly [gpa: number, mapping: Mapping])[] = [];
@@ -77,7 +86,8 @@ export class GuestRam implements Disposable {
     try {
       let offset = 0;
       const regions = ramRanges(size).map((range, slot) => {
-        const mapping = mapMemory(range.size, protection, flags, base?.fd ?? -1, 'mapping guest memory', offset);
+        const map = () => mapMemory(range.size, protection, flags, base?.fd ?? -1, 'mapping guest memory', offset);
+        const mapping = (base ? undefined : GuestRam.#takeKept(range.size)) ?? map();
         this.regions.push([range.gpa, mapping]);
         if (!base && !attach) mapping.advise(MADV_HUGEPAGE); // a hint: where the host has none, small pages do
         for (const layer of later) mapLayer(mapping, offset, layer);
@@ -116,6 +126,21 @@ export class GuestRam implements Disposable {
       offset += mapping.buffer.byteLength;
     }
     return true;
+  }
+
+  static #keepFor(mapping: Mapping): boolean {
+    if (!GuestRam.keep || GuestRam.#kept || mapping.buffer.byteLength > MAX_KEPT || mapping.renew() < 0) return false;
+    GuestRam.#kept = mapping;
+    return true;
+  }
+
+  /** What was kept, if it is as large. */
+  static #takeKept(size: number): Mapping | undefined {
+    const mapping = GuestRam.#kept;
+    GuestRam.#kept = undefined;
+    if (mapping?.buffer.byteLength === size) return mapping;
+    mapping?.unmap();
+    return undefined;
   }
 
   /** Calls back, now or later on this thread, when every page is there. Those that are not yet are asked for. */
@@ -194,7 +219,8 @@ export class GuestRam implements Disposable {
 
   [Symbol.dispose](): void {
     this.#faults?.[Symbol.dispose]();
-    for (const [, mapping] of this.regions) mapping.unmap();
+    this.memory?.revoke();
+    for (const [, mapping] of this.regions) if (!GuestRam.#keepFor(mapping)) mapping.unmap();
     this.regions.length = 0;
   }
 }

@@ -3,6 +3,7 @@ import { errorToData } from '../errors.js';
 import { DEFAULT_MEMORY } from './config.js';
 import { Control } from './control.js';
 import type { EndReason, MachineEnd } from './end.js';
+import { GuestRam } from './guest-ram.js';
 import { Hardware } from './hardware.js';
 import { HostServices } from './host-services.js';
 import type { MachineMessage, MachineThreadData, ThreadOrder } from './messages.js';
@@ -91,6 +92,7 @@ let obey = async (order: ThreadOrder): Promise<void> => {
   else if ('prepare' in order) await Hardware.prepare(order.prepare);
   else {
     loop ??= new RunLoop(false);
+    GuestRam.keep = order.origin?.pages === undefined;
     const clean = (await run(loop, order)) && loop.empty;
     if (!clean) {
       loop[Symbol.dispose]();

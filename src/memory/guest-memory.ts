@@ -64,6 +64,12 @@ export class GuestMemory {
     this.#last = first;
   }
 
+  /** @internal Holds no memory from now on: every access throws. */
+  revoke(): void {
+    this.#regions.length = 0;
+    this.#last = new Region({ gpa: 0, buffer: new ArrayBuffer(0) });
+  }
+
   /** Guest RAM in bytes. */
   get size(): number {
     return this.#regions.reduce((sum, r) => sum + r.size, 0);

@@ -21,7 +21,7 @@ import { Kvm, kvmIoctl, mapMemory } from '#dist/kvm/kvm.js';
 import { describeKvm } from '../support/kvm.js';
 import { expectNoMoreThan, resources } from '../support/process-resources.js';
 
-const { EBADF, ECANCELED, EFAULT, EINVAL } = constants.errno;
+const { EBADF, EBUSY, ECANCELED, EFAULT, EINVAL } = constants.errno;
 const anonymous = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS;
 
 test.each(['src/kvm/generated/abi.ts', 'src/virtio/generated/virtio.ts'])(
@@ -470,6 +470,23 @@ describe('guest I/O', () => {
     expect(busy.completions(new Float64Array(2))).toBe(0);
     busy.cancel(Float64Array.of(1));
     expect(fstatSync(file).size % (64 * page)).toBe(0);
+  });
+
+  test('has its memory for itself: only then it can be renewed, which leaves zeros under the same buffer', () => {
+    const own = map(2 * page);
+    const { buffer } = own;
+    const bytes = new Uint8Array(buffer);
+    bytes.fill(7);
+    const user = new addon.GuestIo([[0, own]], host, 6);
+    expect(own.renew()).toBe(-EBUSY);
+    expect(bytes[page]).toBe(7);
+    user.close();
+    expect(own.mapOver(page, page, file, 0)).toBe(0);
+    expect(own.renew()).toBe(0);
+    expect(bytes.every((byte) => byte === 0)).toBe(true);
+    expect(own.buffer).toBe(buffer);
+    own.unmap();
+    expect(own.renew()).toBe(-EBADF);
   });
 
   test('fails an operation for which the host has no thread', () => {

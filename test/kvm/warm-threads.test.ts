@@ -16,9 +16,9 @@ const SPIN = guestProgram('spin: jmp spin');
 const LEAVES_TRACES = guestProgram(`
   mov dx, SERIAL + 7
   in al, dx
-  add al, [0x200000]
+  add al, [0x280000]
   mov bl, al
-  mov byte ptr [0x200000], 3
+  mov byte ptr [0x280000], 3
   mov al, 4
   out dx, al
   mov dx, SERIAL

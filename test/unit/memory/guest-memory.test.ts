@@ -177,6 +177,19 @@ describe('GuestMemory', () => {
     expect(() => guest.slice(EDGE - 1, 2)).toThrow(GuestMemoryRangeError);
   });
 
+  test('that is revoked has no memory, whatever it had', () => {
+    const { guest, snapshot } = memory();
+    guest.writeU8(0, 1); // the region that it looks at first
+    const before = snapshot();
+    guest.revoke();
+    for (const gpa of [0, EDGE, HIGH]) {
+      expect(() => guest.writeU8(gpa, 2)).toThrow(GuestMemoryRangeError);
+      expect(() => guest.read(gpa, new Uint8Array(64))).toThrow(GuestMemoryRangeError);
+    }
+    expect(guest.contains(0, 1)).toBe(false);
+    expect(snapshot()).toBe(before);
+  });
+
   test('the error names the range', () => {
     const { guest } = memory();
     expect(() => guest.zero(END, 16)).toThrow('no guest memory at 0x3000..0x3010');
