@@ -1,7 +1,6 @@
-import type { Worker } from 'node:worker_threads';
 import type { Argv } from 'yargs';
 import { errorToData, UsageError } from '../errors.js';
-import { keepWarm, offerThread } from '../machine/warm-threads.js';
+import { keepWarm, type MachineThread, offerThread } from '../machine/warm-threads.js';
 import { packageVersion } from '../package-version.js';
 import { Chosen, COMMANDS, nameOf } from './commands.js';
 import { CLOSED_STDOUT_EXIT, ERROR_EXIT, exitCodeOf } from './exit-codes.js';
@@ -70,7 +69,7 @@ async function choose(args: readonly string[]): Promise<Chosen | undefined> {
  * The command line: parses, runs one command, and turns every failure into one line and an exit code.
  * @param thread for the machine of the command
  */
-export async function main(argv: readonly string[], thread?: Worker): Promise<void> {
+export async function main(argv: readonly string[], thread?: MachineThread): Promise<void> {
   keepWarm(0); // there is one machine at most
   if (thread) offerThread(thread);
   let outputError: NodeJS.ErrnoException | undefined;

@@ -1,11 +1,10 @@
 import path = require('node:path');
-import type { Worker } from 'node:worker_threads';
 import bundle = require('../bundle.cjs');
 import startThread = require('../machine/start-thread.cjs');
 
 /** What bin/tsvisor.js runs. */
 interface Program {
-  main(argv: readonly string[], thread: Worker | undefined): Promise<void>;
+  main(argv: readonly string[], thread: ReturnType<typeof startThread> | undefined): Promise<void>;
 }
 
 const [, , command = '', ...args] = process.argv;

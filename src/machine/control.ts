@@ -12,6 +12,7 @@ import type {
   DeviceRequest,
   MachineMessage,
   MachineState,
+  MachineThreadData,
   PageBatch,
   PagesStep,
   SavedMachine,
@@ -35,6 +36,7 @@ export class Control implements Disposable {
   readonly #devices: UserDevices;
   readonly #port: MessagePort;
   readonly #doorbell: number;
+  readonly #firstRequest: number;
   readonly #count = new Uint8Array(8);
   readonly #watch: (events: number) => void;
   /** From `hold` to `release`: lets the vCPUs run again. */
@@ -54,8 +56,7 @@ export class Control implements Disposable {
     state: MachineState,
     host: HostServices,
     devices: UserDevices,
-    port: MessagePort,
-    doorbell: number,
+    { port, doorbell, firstRequest }: Pick<MachineThreadData, 'port' | 'doorbell' | 'firstRequest'>,
   ) {
     this.#machine = machine;
     this.state = state;
@@ -63,6 +64,7 @@ export class Control implements Disposable {
     this.#devices = devices;
     this.#port = port;
     this.#doorbell = doorbell;
+    this.#firstRequest = firstRequest;
     this.#holdLimit = new Timer(host.events, () => {
       this.#refuseHold(`the machine’s disks have not come to rest for ${HOLD_LIMIT / 1e6} s; take it again`);
     });
@@ -90,7 +92,7 @@ export class Control implements Disposable {
     for (let m = receiveMessageOnPort(this.#port); m; m = receiveMessageOnPort(this.#port)) {
       const message = m.message as ControlRequest | DeviceRequest;
       if ('device' in message) this.#devices.receive(message);
-      else this.#handle(message);
+      else if (message.id >= this.#firstRequest) this.#handle(message);
     }
   }
 

@@ -38,7 +38,7 @@ async function run(loop: RunLoop, data: MachineThreadData): Promise<boolean> {
 
 /** Runs the guest until it ends for good; a reset powers it on again unless the configuration says otherwise. */
 async function runGuest(
-  { config, port, doorbell, origin }: MachineThreadData,
+  { config, port, doorbell, origin, firstRequest }: MachineThreadData,
   host: HostServices,
   post: (message: MachineMessage) => void,
 ): Promise<MachineEnd> {
@@ -47,7 +47,11 @@ async function runGuest(
     ? await VirtualMachine.restore(config, host, devices, origin)
     : await VirtualMachine.build(config, host, devices);
   try {
-    using control = new Control(machine, origin ? 'paused' : 'created', host, devices, port, doorbell);
+    using control = new Control(machine, origin ? 'paused' : 'created', host, devices, {
+      port,
+      doorbell,
+      firstRequest,
+    });
     post({ type: 'ready', devices: devices.places });
     for (;;) {
       const end = host.reasonOfReset(await host.run());
@@ -68,6 +72,7 @@ async function runGuest(
 }
 
 const messages = parentPort as NonNullable<typeof parentPort>;
+const { memory = DEFAULT_MEMORY, port }: { memory?: number; port: MessagePort } = workerData;
 
 /** Several machines, now and then. */
 function share(doorbell: number): void {
@@ -93,12 +98,12 @@ let obey = async (order: ThreadOrder): Promise<void> => {
   else {
     loop ??= new RunLoop(false);
     GuestRam.keep = order.origin?.pages === undefined;
-    const clean = (await run(loop, order)) && loop.empty;
+    const clean = (await run(loop, { ...order, port })) && loop.empty;
     if (!clean) {
       loop[Symbol.dispose]();
       messages.off('message', take);
     }
-    gone(order.port, clean);
+    gone(port, clean);
   }
 };
 
@@ -106,7 +111,7 @@ function gone(port: MessagePort, reusable: boolean): void {
   port.postMessage({ type: 'gone', reusable } satisfies MachineMessage);
 }
 
-let busy = Hardware.prepare(workerData ?? DEFAULT_MEMORY);
+let busy = Hardware.prepare(memory);
 
 function take(order: ThreadOrder): void {
   busy = busy.then(() => obey(order));

@@ -8,10 +8,14 @@ import type { PageSourceLink } from './page-faults.js';
 import type { SavedState } from './virtual-machine.js';
 
 /**
- * What a machine thread hears while it waits: a machine; the eventfd that says that machines have come, several from now
+ * What a machine thread hears while it waits: a machine, whose messages go by the thread's own port; the eventfd that says that machines have come, several from now
  * on; the memory, in bytes, of the machine that is to be expected; or that it is to end.
  */
-export type ThreadOrder = MachineThreadData | { readonly shared: number } | { readonly prepare: number } | 'end';
+export type ThreadOrder =
+  | Omit<MachineThreadData, 'port'>
+  | { readonly shared: number }
+  | { readonly prepare: number }
+  | 'end';
 
 /** What the main thread hands a machine thread for each machine. */
 export interface MachineThreadData {
@@ -20,6 +24,8 @@ export interface MachineThreadData {
   readonly port: MessagePort;
   /** eventfd that says there is a control message. Owned by the main thread, like the sockets. */
   readonly doorbell: number;
+  /** Requests with lower numbers were for the machine that the thread had before. */
+  readonly firstRequest: number;
   readonly serial: number;
   /** The machine's ends of the sockets of each console port, of each network (none for a tap), of the vsock device. */
   readonly consolePorts: readonly number[];

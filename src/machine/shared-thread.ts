@@ -24,7 +24,8 @@ export class SharedThread implements AsyncDisposable {
   constructor() {
     this.#doorbell = addon.eventfd(0);
     if (this.#doorbell < 0) throw new TsvisorError('ERR_INTERNAL', `eventfd: ${errnoName(-this.#doorbell)}`);
-    const worker = takeThread();
+    const { worker, port } = takeThread();
+    port.close(); // each machine has its own
     this.#worker = worker;
     worker.unref(); // without machines it does not keep the process
     worker.postMessage({ shared: this.#doorbell } satisfies ThreadOrder);

@@ -1,6 +1,6 @@
 import { Socket, type SocketConstructorOpts } from 'node:net';
 import type { Duplex } from 'node:stream';
-import { MessageChannel, type MessagePort, receiveMessageOnPort, type Worker } from 'node:worker_threads';
+import { MessageChannel, type MessagePort, receiveMessageOnPort } from 'node:worker_threads';
 import { atExit } from '../at-exit.js';
 import { errnoName, errorFromData, MachineError, TsvisorError } from '../errors.js';
 import { addon } from '../kvm/addon.js';
@@ -13,14 +13,18 @@ import type {
   DeviceRequest,
   MachineMessage,
   MachineThreadData,
+  ThreadOrder,
 } from './messages.js';
 import type { SharedThread } from './shared-thread.js';
-import { giveBack, takeThread } from './warm-threads.js';
+import { giveBack, type MachineThread, takeThread } from './warm-threads.js';
 
 const DOORBELL = new Uint8Array(new BigUint64Array([1n]).buffer);
 
 /** Bytes of a stream that wait for the program. */
 const READ_AHEAD = 64 * 1024;
+
+/** Of a request. Those of machines that have a thread one after the other differ. */
+let nextId = 1;
 
 type Request = Omit<ControlRequest, 'id'>;
 
@@ -44,10 +48,9 @@ export class ThreadLink {
   readonly #ready = deferred<readonly DevicePlace[]>();
   readonly #ended = deferred<MachineEnd>();
   readonly #pending = new Map<number, Deferred<ControlAnswer>>();
-  #nextId = 1;
   #port: MessagePort | undefined;
   /** Its thread, where that is its own. */
-  #worker: Worker | undefined;
+  #thread: MachineThread | undefined;
   #shared: SharedThread | undefined;
   /** Its thread has done with it. */
   #gone: Promise<void> = Promise.resolve();
@@ -116,43 +119,53 @@ export class ThreadLink {
    * @param onNotice gets what it says unasked.
    */
   start(
-    data: Omit<MachineThreadData, 'doorbell' | 'port'>,
+    data: Omit<MachineThreadData, 'doorbell' | 'firstRequest' | 'port'>,
     shared: SharedThread | undefined,
     onNotice: (notice: Notice) => void,
   ): void {
-    const { port1: here, port2: there } = new MessageChannel();
-    const order: MachineThreadData = { ...data, doorbell: this.#doorbell, port: there };
-    this.#port = here;
-    this.#letGo = data.origin?.pages?.stop;
-    here.on('message', (message: MachineMessage) => this.#receive(message, onNotice));
-    here.unref(); // its thread keeps the process
+    const order = { ...data, doorbell: this.#doorbell, firstRequest: nextId };
+    const { config, origin } = data;
+    this.#letGo = origin?.pages?.stop;
+    const onMessage = (message: MachineMessage) => this.#receive(message, onNotice);
+    if (shared) {
+      const { port1: here, port2: there } = new MessageChannel();
+      this.#shared = shared;
+      this.#listen(here, onMessage, () => {
+        here.close();
+        shared.release(this);
+      });
+      shared.take(this, { ...order, port: there });
+      return;
+    }
+    const ofItsOwn = origin?.pages !== undefined || origin?.layers[0]?.exclusive === true;
+    const thread = takeThread(ofItsOwn ? 0 : config.memory);
+    const { worker, port } = thread;
+    this.#thread = thread;
+    this.#hasUserCode = config.devices.length > 0;
+    worker.postMessage(order satisfies ThreadOrder);
+    this.#listen(port, onMessage, () => port.off('message', onMessage));
+    worker.on('error', (error) => this.#fail(crashed(error)));
+    worker.on('exit', (code) => {
+      // Nothing says that its last messages came before this.
+      for (let m = receiveMessageOnPort(port); m; m = receiveMessageOnPort(port)) onMessage(m.message);
+      this.lost(new Error(`it exited with code ${code}`));
+    });
+  }
+
+  /** @param leave what is to be done when the thread has done with the machine */
+  #listen(port: MessagePort, onMessage: (message: MachineMessage) => void, leave: () => void): void {
+    this.#port = port;
+    port.on('message', onMessage);
+    port.unref(); // its thread keeps the process
     // process.exit() waits for every Worker, and one inside KVM_RUN only leaves it when its doorbell rings.
     const forget = atExit(() => this.#send({ command: 'stop' }));
     this.#gone = new Promise((resolve) => {
       this.#sayGone = () => {
         forget();
-        here.close();
-        shared?.release(this);
+        leave();
         this.#closeDescriptors();
         resolve();
       };
-    });
-    if (shared) {
-      this.#shared = shared;
-      shared.take(this, order);
-      return;
-    }
-    const { config, origin } = data;
-    const ofItsOwn = origin?.pages !== undefined || origin?.layers[0]?.exclusive === true;
-    const worker = takeThread(ofItsOwn ? 0 : config.memory);
-    this.#worker = worker;
-    this.#hasUserCode = config.devices.length > 0;
-    worker.postMessage(order, [there]);
-    worker.on('error', (error) => this.#fail(crashed(error)));
-    worker.on('exit', (code) => {
-      // Nothing says that its last messages came before this.
-      for (let m = receiveMessageOnPort(here); m; m = receiveMessageOnPort(here)) this.#receive(m.message, onNotice);
-      this.lost(new Error(`it exited with code ${code}`));
     });
   }
 
@@ -190,14 +203,14 @@ export class ThreadLink {
     // Its disks are closed then. A thread that is still building does not listen; one that has just built wakes up.
     if (!this.building || this.#shared) await this.ended.catch(() => {});
     for (const stream of this.#streams) stream.destroy(); // what is unread keeps its end there
-    if (!this.#final || this.#hasUserCode) await this.#worker?.terminate();
+    if (!this.#final || this.#hasUserCode) await this.#thread?.worker.terminate();
     await this.#gone;
     this.#closeDescriptors();
     await Promise.all(this.#streams.map(destroyed));
   }
 
   #send(request: Request): number {
-    const id = this.#nextId++;
+    const id = nextId++;
     this.#post({ id, ...request });
     // A thread that waits for a page does not hear.
     if (request.command === 'stop' && this.#letGo !== undefined) addon.write(this.#letGo, DOORBELL, 0, DOORBELL.length);
@@ -236,10 +249,10 @@ export class ThreadLink {
         this.#ended.resolve(message.end);
         break;
       case 'gone':
-        if (message.reusable && this.#worker) {
-          giveBack(this.#worker);
-          this.#worker = undefined;
+        if (message.reusable && this.#thread) {
           this.#sayGone();
+          giveBack(this.#thread);
+          this.#thread = undefined;
         } else if (this.#shared) this.#sayGone(); // a thread of its own ends now
         break;
       default:

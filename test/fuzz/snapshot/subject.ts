@@ -114,6 +114,7 @@ export class SnapshotSubject implements Disposable {
       config,
       port: new MessageChannel().port1,
       doorbell: -1,
+      firstRequest: 0,
       serial: socket(),
       consolePorts: config.consolePorts.map(socket),
       networks: config.networks.map(socket),

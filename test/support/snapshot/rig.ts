@@ -53,6 +53,7 @@ export class Rig implements Disposable {
       config,
       port,
       doorbell: -1,
+      firstRequest: 0,
       serial: -1,
       consolePorts: [],
       networks: [],

@@ -13,6 +13,8 @@ import type { VirtualMachine } from '#dist/machine/virtual-machine.js';
 /** Tokens, in the order in which Control asks for them. */
 const TIMER = 0;
 const DOORBELL = 1;
+/** The first request to this machine. */
+const FIRST = 5;
 
 /** A machine thread whose machine, disks and timers do what the test says. */
 class Rig {
@@ -40,7 +42,7 @@ class Rig {
   /** What sync() says. */
   outcome = PENDING;
   readonly control: Control;
-  #id = 0;
+  #id = FIRST - 1;
 
   constructor() {
     const disk = { path: 'disk.img', sync: (request: IoRequest) => this.#sync(request) };
@@ -56,14 +58,11 @@ class Rig {
         return undefined;
       },
     };
-    this.control = new Control(
-      this.machine(),
-      'paused',
-      host as unknown as HostServices,
-      {} as UserDevices,
-      this.#port.port1,
-      this.#doorbell,
-    );
+    this.control = new Control(this.machine(), 'paused', host as unknown as HostServices, {} as UserDevices, {
+      port: this.#port.port1,
+      doorbell: this.#doorbell,
+      firstRequest: FIRST,
+    });
   }
 
   machine(): VirtualMachine {
@@ -72,11 +71,11 @@ class Rig {
   }
 
   /** @returns its id. */
-  ask(command: ControlRequest['command']): number {
-    this.#port.port2.postMessage({ id: ++this.#id, command } satisfies ControlRequest);
+  ask(command: ControlRequest['command'], id = ++this.#id): number {
+    this.#port.port2.postMessage({ id, command } satisfies ControlRequest);
     addon.write(this.#doorbell, new Uint8Array(new BigUint64Array([1n]).buffer), 0, 8);
     this.#events.dispatch(DOORBELL);
-    return this.#id;
+    return id;
   }
 
   /** The time that was set is over. */
@@ -117,6 +116,15 @@ class Rig {
     return this.outcome;
   }
 }
+
+test('a request that was meant for the machine before on the thread is dropped', () => {
+  const rig = new Rig();
+  rig.ask('release', FIRST - 1);
+  expect(rig.answers()).toEqual([]);
+  const id = rig.ask('query');
+  expect(rig.answers()).toEqual([String(id)]);
+  rig.close();
+});
 
 describe('a machine is held for a snapshot', () => {
   let rig: Rig;
