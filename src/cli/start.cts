@@ -11,7 +11,9 @@ const [, , command = '', ...args] = process.argv;
 const host = ['run', 'restore'].includes(command) && !args.some((word) => /^(-d|--detach|-h|--help)$/.test(word));
 // A machine's thread takes longer to start than all the rest: it does so while this thread reads the command line.
 const usualMemory = command === 'run' && !args.some((word) => /^(-m|--memory)/.test(word));
-const thread = host ? startThread(usualMemory ? undefined : 0) : undefined;
+const thread = host ? startThread(usualMemory ? undefined : 0, true) : undefined;
+thread?.worker.stdout.pipe(process.stdout, { end: false });
+thread?.worker.stderr.pipe(process.stderr, { end: false });
 
 if (bundle.bundled) void (bundle.run(path.join(__dirname, 'main.cjs'), require) as Program).main(process.argv, thread);
 else void import('./main.js').then(({ main }) => main(process.argv, thread));
