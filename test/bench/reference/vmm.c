@@ -13,6 +13,8 @@
  *
  * What differs from tsvisor, in the reference's favour: it asks for no registers at an exit (KVM_CAP_SYNC_REGS), has no
  * thread but these, and takes no control messages.
+ * In tsvisor's: for a machine that follows another one in its process, or that a thread was kept ready for, it makes these
+ * calls up to KVM_SET_CPUID2 before anybody asks for the machine.
  */
 #define _GNU_SOURCE
 #include <asm/bootparam.h>
@@ -190,14 +192,14 @@ static void create(struct machine *m, const char *elf) {
   m->run_size = KVM(m->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
   m->vm = KVM(m->kvm, KVM_CREATE_VM, 0);
   if (interpreted()) prepare_assist(m); /* before the irqchip: with one the filter waits 8 ms for a grace period */
+  KVM(m->vm, KVM_SET_TSS_ADDR, TSS);
+  uint64_t identity = IDENTITY_MAP;
+  KVM(m->vm, KVM_SET_IDENTITY_MAP_ADDR, &identity);
   m->memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (m->memory == MAP_FAILED) fail("guest memory");
   madvise(m->memory, MEMORY, MADV_HUGEPAGE);
   struct kvm_userspace_memory_region region = {.memory_size = MEMORY, .userspace_addr = (uint64_t)m->memory};
   KVM(m->vm, KVM_SET_USER_MEMORY_REGION, &region);
-  KVM(m->vm, KVM_SET_TSS_ADDR, TSS);
-  uint64_t identity = IDENTITY_MAP;
-  KVM(m->vm, KVM_SET_IDENTITY_MAP_ADDR, &identity);
   KVM(m->vm, KVM_CREATE_IRQCHIP, 0);
   struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
   KVM(m->vm, KVM_CREATE_PIT2, &pit);
