@@ -58,14 +58,16 @@ fi
 need gcc gcc sha256sum coreutils flock util-linux
 
 # base, then every prefix of the name that is a fragment: tiny-smp is base + tiny + tiny-smp.
-# Fragments may have compiler flags beside them, in NAME.cflags.
+# Fragments may have compiler flags beside them, in NAME.cflags, and options' definitions, in NAME.kconfig.
 fragments=("$here/kernel/base.config")
 cflags=()
+kconfigs=()
 prefix=
 for part in ${flavour//-/ }; do
   prefix=${prefix:+$prefix-}$part
   [[ ! -f $here/kernel/$prefix.config ]] || fragments+=("$here/kernel/$prefix.config")
   [[ ! -f $here/kernel/$prefix.cflags ]] || cflags+=("$here/kernel/$prefix.cflags")
+  [[ ! -f $here/kernel/$prefix.kconfig ]] || kconfigs+=("$here/kernel/$prefix.kconfig")
 done
 
 mkdir -p "$cache"
@@ -93,7 +95,7 @@ source_hash() {
 key=$({
   source_hash
   compiler_version
-  cat "${fragments[@]}" "${cflags[@]}" "$here/kernel/no-cold.h" \
+  cat "${fragments[@]}" "${cflags[@]}" "${kconfigs[@]}" "$here/kernel/no-cold.h" \
     "$here/common.sh" "$here/build-kernel.sh"
 } | short_hash)
 result=$cache/$flavour-$key
@@ -187,6 +189,8 @@ unpack() {
 }
 
 configure() {
+  cat /dev/null "${kconfigs[@]}" >"$work/linux/Kconfig.tsvisor"
+  sed -i '/^mainmenu /a source "Kconfig.tsvisor"' "$work/linux/Kconfig"
   build tinyconfig
   (cd "$work/linux" && scripts/kconfig/merge_config.sh -m .config "${fragments[@]}")
   build olddefconfig

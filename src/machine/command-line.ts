@@ -24,11 +24,13 @@ const INTERPRETED = [
   'rodata=off', // no page-by-page walk to protect the kernel's text: 1 to 1.6 s
   'retain_initrd', // not poisoned and freed: 0.25 s
   // What distribution kernels have and the default one has not:
-  'highres=off', // a high-resolution timer tick takes longer than its period
   'nowatchdog', // slow is not stuck
   'mitigations=off', // a kernel that is emulated does not speculate
   'cryptomgr.notests',
 ];
+
+/** There, but for the default kernel, whose ticks are rare: a high-resolution tick takes longer than its period. */
+const COARSE_TIMERS = 'highres=off';
 
 /** For several vCPUs there, when init brings up all but the first: its start_cpus() says why. */
 const CPUS_BY_INIT = [
@@ -51,7 +53,8 @@ export function commandLine(config: ResolvedConfig, flavour: KvmFlavour, devices
   words.push(...COMMON);
   if (flavour === 'interpreted') {
     words.push(...INTERPRETED);
-    if (config.cpus > 1 && config.defaultInit) words.push(...CPUS_BY_INIT, `tsvisor.cpus=${config.cpus}`);
+    if (!config.defaultInit) words.push(COARSE_TIMERS);
+    else if (config.cpus > 1) words.push(...CPUS_BY_INIT, `tsvisor.cpus=${config.cpus}`);
   }
   if (config.terminal) {
     const { type, rows, columns } = config.terminal;

@@ -14,3 +14,10 @@ test('init brings up the vCPUs only where the kernel is interpreted, there are s
   }
   expect(line({ append: 'maxcpus=4' })).toMatch(/maxcpus=1 .* maxcpus=4$/);
 });
+
+test('a kernel that is interpreted has coarse timers, unless it is the default one', () => {
+  const line = (defaultInit: boolean, flavour: 'interpreted' | 'hardware') =>
+    commandLine(resolveConfig({ kernel: 'vmlinux', defaultInit }), flavour);
+  expect(line(false, 'interpreted')).toContain('highres=off');
+  for (const other of [line(true, 'interpreted'), line(false, 'hardware')]) expect(other).not.toContain('highres');
+});
