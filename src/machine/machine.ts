@@ -262,7 +262,7 @@ export class Machine extends EventEmitter<MachineEvents> implements AsyncDisposa
   }
 
   /**
-   * Keeps so many threads ready for machines to come, each some 10 MiB: to start one and load its code is most of the time
+   * Keeps so many threads ready for machines to come, each some 15 MiB: to start one and load its code is most of the time
    * that create() and restore() take otherwise. Each has a VM with as much memory as the machine before had, up to 1 GiB,
    * or as much as is the default; a machine of another size takes a little longer. They do not keep the process from ending.
    *

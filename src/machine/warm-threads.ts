@@ -4,7 +4,7 @@ import startThread from './start-thread.cjs';
 
 export type MachineThread = ReturnType<typeof startThread>;
 
-/** Each takes some 10 MiB. */
+/** Each takes some 15 MiB. */
 const MAX_WARM = 64;
 
 /** Threads that have loaded their code and wait for a machine. The first is taken first. */
