@@ -24,7 +24,8 @@ class Environment {
   int Own(int fd);    // Records fd (when >= 0) and returns it.
   bool Release(int fd);  // Forgets fd without closing it: it has another owner now.
   int Close(int fd);  // Closes and forgets; -EBADF for a descriptor this environment does not own.
-  // As Close(), on another thread: KVM takes 10 ms and more to close a VM, in which it waits for all CPUs.
+  // As Close(), on another thread: KVM takes 10 ms and more to close a VM, in which it waits for all CPUs. Who is quicker
+  // than that thread by some has to wait himself.
   int CloseLater(int fd);
 
   Napi::FunctionReference mappingConstructor;

@@ -12,6 +12,12 @@
 
 namespace tsvisor {
 
+namespace {
+
+constexpr size_t kMaxClosing = 8;  // VMs that wait to be closed
+
+}  // namespace
+
 Environment::Environment(Napi::Env) {}
 
 Environment::~Environment() {
@@ -42,7 +48,11 @@ int Environment::Close(int fd) {
 
 int Environment::CloseLater(int fd) {
   if (fds_.erase(fd) == 0) return -EBADF;
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (closing_.size() >= kMaxClosing) {
+    lock.unlock();
+    return close(fd) == 0 ? 0 : -errno;
+  }
   closing_.push_back(fd);
   if (!closer_.joinable()) closer_ = std::thread([this] { CloseAll(); });
   changed_.notify_one();
@@ -57,11 +67,11 @@ void Environment::CloseAll() {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     changed_.wait(lock, [this] { return over_ || !closing_.empty(); });
-    std::vector<int> fds;
-    fds.swap(closing_);
-    if (fds.empty()) return;
+    if (closing_.empty()) return;
+    const int fd = closing_.front();
+    closing_.erase(closing_.begin());
     lock.unlock();
-    for (int fd : fds) close(fd);
+    close(fd);
     lock.lock();
   }
 }
