@@ -1,8 +1,10 @@
 #include "run_host.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <system_error>
@@ -17,7 +19,11 @@ namespace {
 constexpr uint32_t kReady = 0x40000000;
 constexpr uint32_t kMaxToken = 0xffff;
 constexpr uint32_t kVcpu = 0x80000000;  // of what is posted: the index of a vCPU that has an exit
+constexpr uint32_t kRing = 0x40000000;  // and of a ring
+constexpr uint32_t kMaxRings = 1 << 20;
 constexpr int32_t kReasonBits = 8;
+// Nanoseconds: some exits, since the vCPU may be in the middle of one, the notification.
+constexpr int64_t kLongestTry = 240'000;
 constexpr size_t kMaxVcpus = 1 << 20;
 constexpr uint64_t kWakeToken = UINT64_MAX;
 
@@ -28,7 +34,8 @@ void RunHost::Init(Napi::Env env, Napi::Object exports) {
       env, "RunHost",
       {InstanceMethod<&RunHost::AttachVcpu>("attachVcpu"), InstanceMethod<&RunHost::DetachVcpu>("detachVcpu"),
        InstanceMethod<&RunHost::SetRunnable>("setRunnable"), InstanceMethod<&RunHost::Failure>("failure"),
-       InstanceMethod<&RunHost::Watch>("watch"), InstanceMethod<&RunHost::Unwatch>("unwatch"),
+       InstanceMethod<&RunHost::PollTable>("poll"), InstanceMethod<&RunHost::AttachRing>("attachRing"),
+       InstanceMethod<&RunHost::DetachRing>("detachRing"), InstanceMethod<&RunHost::Watch>("watch"), InstanceMethod<&RunHost::Unwatch>("unwatch"),
        InstanceMethod<&RunHost::Settle>("settle"), InstanceMethod<&RunHost::Close>("close")});
   exports.Set("RunHost", constructor);
 }
@@ -68,6 +75,8 @@ void RunHost::Stop() {
     if (vcpu) vcpu->BeginStop();
   vcpus_.clear();
   inlined_ = told_ = nullptr;
+  rings_.clear();
+  table_ = nullptr;
   if (poller_.joinable()) {
     uint64_t one = 1;
     while (write(wake_, &one, sizeof one) < 0 && errno == EINTR) {
@@ -178,6 +187,86 @@ Napi::Value RunHost::Settle(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), value);
 }
 
+void RunHost::PollTable(const Napi::CallbackInfo& info) {
+  Napi::Int32Array table = info[0].As<Napi::Int32Array>();
+  if (table.ElementLength() == 0) throw Napi::TypeError::New(info.Env(), "poll: an empty table");
+  tableHold_ = Napi::Persistent(table);
+  table_ = table.Data();
+  tableLength_ = static_cast<int32_t>(std::min<size_t>(table.ElementLength(), INT32_MAX));
+}
+
+Napi::Value RunHost::AttachRing(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  std::shared_ptr<Pages> pages = Mapping::Unwrap(info[0].As<Napi::Object>())->pages();
+  const int64_t offset = info[1].As<Napi::Number>().Int64Value();
+  const int64_t length = pages ? static_cast<int64_t>(pages->length) : 0;
+  if (offset < 0 || offset % 2 != 0 || offset > length - 2) throw Napi::TypeError::New(env, "no ring of the mapping");
+  auto ring = std::make_shared<Ring>();
+  ring->index = reinterpret_cast<const uint16_t*>(static_cast<const uint8_t*>(pages->address) + offset);
+  ring->pages = std::move(pages);
+  ring->token = static_cast<int32_t>(info[2].As<Napi::Number>().Uint32Value() & kMaxToken);
+  auto place = std::find(rings_.begin(), rings_.end(), nullptr);
+  if (place == rings_.end()) place = rings_.emplace(place);
+  const auto index = static_cast<uint32_t>(place - rings_.begin());
+  if (index == kMaxRings) throw Napi::RangeError::New(env, "too many rings");
+  Napi::Array indices = info[3].As<Napi::Array>();
+  const auto gpa = static_cast<uint64_t>(info[4].As<Napi::Number>().Int64Value());
+  const uint32_t value = info[5].As<Napi::Number>().Uint32Value();
+  Inbox* inbox = inbox_.get();  // outlives the vCPUs' threads
+  const uint32_t event = kRing | index;
+  for (uint32_t i = 0; i < indices.Length(); i++) {
+    Vcpu* vcpu = At(indices.Get(i));
+    if (vcpu == nullptr) continue;
+    ring->vcpus.push_back(vcpus_[indices.Get(i).As<Napi::Number>().Uint32Value()]);
+    vcpu->AddDoorbell({gpa, value, ring.get(), [inbox, event, r = ring.get()] {
+                         if (!r->rung.exchange(true)) inbox->Post(&event, 1);
+                       }});
+  }
+  *place = std::move(ring);
+  return Napi::Number::New(env, index);
+}
+
+void RunHost::DetachRing(const Napi::CallbackInfo& info) {
+  const uint32_t index = info[0].As<Napi::Number>().Uint32Value();
+  if (index >= rings_.size() || !rings_[index]) return;
+  std::shared_ptr<Ring> ring = std::move(rings_[index]);
+  for (auto& weak : ring->vcpus) {
+    if (auto vcpu = weak.lock()) vcpu->RemoveDoorbells(ring.get());
+  }
+}
+
+int32_t RunHost::MovedRing() {
+  if (!polls() || inbox_->halted.load()) return -1;
+  const int32_t end = std::min(table_[0], (tableLength_ - 1) / 2);
+  for (int32_t i = 0; i < end; i++) {
+    const auto index = static_cast<uint32_t>(table_[1 + 2 * i]);
+    int32_t& seen = table_[2 + 2 * i];
+    if (seen < 0 || index >= rings_.size() || !rings_[index]) continue;
+    if (__atomic_load_n(rings_[index]->index, __ATOMIC_ACQUIRE) == seen) continue;
+    seen = -1;
+    return rings_[index]->token;
+  }
+  return -1;
+}
+
+void RunHost::StepAside() const {
+  const auto index = static_cast<uint32_t>(table_[1]);
+  if (index >= rings_.size() || !rings_[index]) return;
+  const auto& vcpus = rings_[index]->vcpus;
+  const int here = sched_getcpu();
+  const auto isHere = [here](const std::weak_ptr<Vcpu>& weak) {
+    auto vcpu = weak.lock();
+    return vcpu && vcpu->processor() == here;
+  };
+  if (std::none_of(vcpus.begin(), vcpus.end(), isHere)) return;
+  cpu_set_t allowed, others;
+  if (here < 0 || here >= CPU_SETSIZE || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  others = allowed;
+  CPU_CLR(here, &others);
+  if (static_cast<size_t>(CPU_COUNT(&others)) < vcpus.size()) return;  // there is nowhere to go
+  if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+}
+
 Napi::Value RunHost::Watch(const Napi::CallbackInfo& info) {
   int fd = info[0].As<Napi::Number>().Int32Value();
   epoll_event event{};
@@ -244,12 +333,22 @@ int32_t RunHost::Next(bool wait) {
   }
   for (;;) {
     const uint32_t posted = inbox.posted.load();
-    if (inbox.pending.load()) {
+    int32_t ring = ringsFirst_ ? MovedRing() : -1;
+    ringsFirst_ = false;
+    if (ring < 0 && inbox.pending.load()) {
+      ringsFirst_ = true;
+      spun_ = false;
       std::lock_guard<std::mutex> lock(inbox.mutex);
       while (!inbox.ready.empty()) {
         const uint32_t event = inbox.ready.front();
         inbox.ready.pop_front();
         if (inbox.ready.empty()) inbox.pending.store(false);
+        if ((event & kRing) != 0) {
+          Ring* rung = (event & ~kRing) < rings_.size() ? rings_[event & ~kRing].get() : nullptr;
+          if (rung == nullptr || inbox.halted.load()) continue;
+          rung->rung.store(false);
+          return static_cast<int32_t>(kReady) | rung->token;
+        }
         if ((event & kVcpu) == 0) return static_cast<int32_t>(kReady | event);
         const uint32_t index = event & ~kVcpu;
         Vcpu* vcpu = index < vcpus_.size() ? vcpus_[index].get() : nullptr;
@@ -264,13 +363,30 @@ int32_t RunHost::Next(bool wait) {
         return static_cast<int32_t>(index) << kReasonBits | vcpu->TakeExit();
       }
     }
+    if (ring < 0) ring = MovedRing();
+    if (ring >= 0) return static_cast<int32_t>(kReady) | ring;
     if (!wait) return -EAGAIN;
     if (inlined_ != nullptr && inlined_->runnable && !inbox.halted.load()) {
       const int32_t exit = inlined_->Enter([&inbox] { return inbox.pending.load(); });
       if (exit >= 0 && !inbox.halted.load()) return inlinedIndex_ << kReasonBits | exit;
       continue;
     }
-    inbox.waiter.WaitWhile(inbox.posted, posted);
+    if (!spun_ || polls()) {
+      const auto moved = [&] { return (ring = MovedRing()) >= 0; };
+      const bool tries = polls() && tries_.Take();
+      if (tries) StepAside();
+      const bool over = inbox.waiter.SpinWhile(inbox.posted, posted, moved, tries ? kLongestTry : 0);
+      if (ring >= 0) {
+        tries_.Paid();
+        return static_cast<int32_t>(kReady) | ring;
+      }
+      if (tries) tries_.InVain();
+      if (over) continue;
+      spun_ = polls();
+      if (spun_) return -EAGAIN;
+    }
+    spun_ = false;
+    inbox.waiter.SleepWhile(inbox.posted, posted);
   }
 }
 

@@ -22,8 +22,15 @@ namespace tsvisor {
 //                             to tell are told once they run again, or by settle()
 //   .watch(fd, token, events) one-shot epoll interest; token 0..0xffff comes back from next(). Same fd again: re-arms.
 //   .unwatch(fd)
+//   .poll(table)              an Int32Array that says which rings next() looks at for as long as it spins: how many, then of
+//                             each its index and the avail.idx that its device has seen, negative: it is not looked at
+//   .attachRing(mapping, offset, token, vcpus, gpa, value)  avail.idx of a virtqueue is at that offset; a vCPU with a thread of
+//                             its own notifies by writing the 32-bit value there, and goes on. Returns its index, from 0
+//   .detachRing(index)
 //   .next(wait)               >= 0 and < 0x40000000: index << 8 | KVM exit reason (0xff: KVM_RUN failed, see failure());
-//                             0x40000000 | token: descriptor ready; -EAGAIN: nothing yet, and it was not to wait.
+//                             0x40000000 | token: descriptor ready, or a ring's vCPU has notified, or its avail.idx is another
+//                             one: then what the table has seen of it is negative. -EAGAIN: nothing yet, and it was not to wait, or would sleep with
+//                             rings in the table: their drivers are to notify first, and the table to be empty.
 //                             A vCPU whose exit was told goes on with the next call
 //   .failure(index)           errno of KVM_RUN
 //   .settle(index)            lets KVM finish the instruction of the last exit (KVM API 5: state is consistent only then)
@@ -43,7 +50,8 @@ class RunHost : public Napi::ObjectWrap<RunHost> {
     std::atomic<uint32_t> posted{0};  // counts Post()s: what next() sleeps on
     Waiter waiter;
     std::mutex mutex;  // guards ready, vcpus and inlined
-    // Bounded: a token is posted once and then not before it was taken, as is a vCPU with an exit, as kVcpu | index.
+    // Bounded: a token is posted once and then not before it was taken, as is a vCPU with an exit, as
+    // kVcpu | index, and a ring whose vCPU notifies, as kRing | index.
     std::deque<uint32_t> ready;
     std::vector<std::shared_ptr<Vcpu>> vcpus;
     std::shared_ptr<Vcpu> inlined;
@@ -60,12 +68,20 @@ class RunHost : public Napi::ObjectWrap<RunHost> {
   void Poll();
   void Stop();
   Vcpu* At(const Napi::Value& index);
+  bool polls() const { return table_ != nullptr && table_[0] > 0; }
+  // The token of a polled ring with something new, or -1.
+  int32_t MovedRing();
+  // Leaves the processor to a vCPU of whose ring it is about to wait: that cannot move while this thread spins.
+  void StepAside() const;
 
   Napi::Value AttachVcpu(const Napi::CallbackInfo& info);
   void DetachVcpu(const Napi::CallbackInfo& info);
   void SetRunnable(const Napi::CallbackInfo& info);
   Napi::Value Failure(const Napi::CallbackInfo& info);
   Napi::Value Settle(const Napi::CallbackInfo& info);
+  void PollTable(const Napi::CallbackInfo& info);
+  Napi::Value AttachRing(const Napi::CallbackInfo& info);
+  void DetachRing(const Napi::CallbackInfo& info);
   Napi::Value Watch(const Napi::CallbackInfo& info);
   Napi::Value Unwatch(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
@@ -79,6 +95,33 @@ class RunHost : public Napi::ObjectWrap<RunHost> {
   Vcpu* inlined_ = nullptr;
   int32_t inlinedIndex_ = 0;
   Vcpu* told_ = nullptr;  // has a thread, and its exit was told last
+
+  struct Ring {
+    std::shared_ptr<Pages> pages;
+    const uint16_t* index;
+    int32_t token;
+    std::vector<std::weak_ptr<Vcpu>> vcpus;
+    std::atomic<bool> rung{false};  // It is in the inbox.
+  };
+  std::vector<std::shared_ptr<Ring>> rings_;  // By index; empty places are free.
+  Napi::Reference<Napi::Int32Array> tableHold_;
+  int32_t* table_ = nullptr;
+  int32_t tableLength_ = 0;
+  // When to look at rings though the waits before were long: those for requests that come with a notification are, and no
+  // others tell whether requests would come soon without one. Each time that it was in vain it is longer until the next.
+  class Tries {
+   public:
+    bool Take() { return wait_ == 0 || --wait_ == 0; }
+    void Paid() { wait_ = last_ = 0; }
+    void InVain() { wait_ = last_ = last_ < kLongest ? 2 * last_ + 1 : kLongest; }
+
+   private:
+    static constexpr uint32_t kLongest = 127;  // waits
+    uint32_t wait_ = 0;
+    uint32_t last_ = 0;
+  } tries_;
+  bool ringsFirst_ = false;  // Rings and the inbox take turns: neither keeps the other from being seen.
+  bool spun_ = false;        // It has spun in vain, and told so, since there were rings in the table.
 };
 
 }  // namespace tsvisor

@@ -1,7 +1,10 @@
 #include "vcpu.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <cstring>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <utility>
 
@@ -105,6 +108,32 @@ void Vcpu::AwaitOwner() {
   stopping_.store(false);
 }
 
+void Vcpu::AddDoorbell(Doorbell doorbell) {
+  std::lock_guard<std::mutex> lock(doorbellsMutex_);
+  doorbells_.push_back(std::move(doorbell));
+}
+
+void Vcpu::RemoveDoorbells(const void* owner) {
+  std::lock_guard<std::mutex> lock(doorbellsMutex_);
+  auto isOwners = [owner](const Doorbell& doorbell) { return doorbell.owner == owner; };
+  doorbells_.erase(std::remove_if(doorbells_.begin(), doorbells_.end(), isOwners), doorbells_.end());
+}
+
+// Whether the exit is one that needs nobody but a doorbell.
+bool Vcpu::Rings() {
+  const auto& mmio = run()->mmio;
+  if (result_ != KVM_EXIT_MMIO || !mmio.is_write || mmio.len != sizeof(uint32_t)) return false;
+  uint32_t value;
+  memcpy(&value, mmio.data, sizeof value);
+  std::lock_guard<std::mutex> lock(doorbellsMutex_);
+  for (const Doorbell& doorbell : doorbells_) {
+    if (doorbell.gpa != mmio.phys_addr || doorbell.value != value) continue;
+    doorbell.ring();
+    return true;
+  }
+  return false;
+}
+
 void Vcpu::Run(const std::atomic<bool>& halted, const std::function<void()>& onExit) {
   UnblockKickSignal();
   for (;;) {
@@ -115,8 +144,10 @@ void Vcpu::Run(const std::atomic<bool>& halted, const std::function<void()>& onE
       result_ = FinishInstruction();
     } else {
       bool out = false;
-      do result_ = Enter([&] { return out = stopping_.load() || halted.load(); });
-      while (result_ < 0 && !out);
+      do {
+        processor_.store(sched_getcpu(), std::memory_order_relaxed);
+        result_ = Enter([&] { return out = stopping_.load() || halted.load(); });
+      } while ((result_ < 0 && !out) || (!halted.load() && Rings()));
       hasExit_ = result_ >= 0 && !halted.load();
     }
     const bool exited = turn == kGuest && hasExit_;

@@ -6,8 +6,10 @@
 #include <functional>
 #include <linux/kvm.h>
 #include <memory>
+#include <mutex>
 #include <pthread.h>
 #include <thread>
+#include <vector>
 
 #include "futex.h"
 #include "mapping.h"
@@ -40,6 +42,17 @@ class Vcpu {
   Vcpu(const Vcpu&) = delete;
   Vcpu& operator=(const Vcpu&) = delete;
 
+  // A 32-bit write of the guest's, upon which a vCPU with a thread of its own calls ring() there and goes on.
+  struct Doorbell {
+    uint64_t gpa;
+    uint32_t value;
+    const void* owner;
+    std::function<void()> ring;
+  };
+  void AddDoorbell(Doorbell doorbell);
+  // Those are not called any more.
+  void RemoveDoorbells(const void* owner);
+
   bool inlined() const { return !thread_.joinable(); }
   void Kick();
 
@@ -54,6 +67,9 @@ class Vcpu {
     }
     return Leave();
   }
+
+  // The processor on which its thread entered the guest last.
+  int processor() const { return processor_.load(std::memory_order_relaxed); }
 
   // On a thread: whether it runs, or has an exit to be taken.
   bool running() const { return turn_.load() != kOwner; }
@@ -78,6 +94,7 @@ class Vcpu {
   int32_t Leave();
   int32_t FinishInstruction();
   void Give(Turn turn);
+  bool Rings();
   void Run(const std::atomic<bool>& halted, const std::function<void()>& onExit);
 
   const int fd_;
@@ -87,8 +104,11 @@ class Vcpu {
 
   std::atomic<uint32_t> turn_{kOwner};
   std::atomic<bool> stopping_{false};
+  std::atomic<int> processor_{-1};
   bool hasExit_ = false;  // Belongs to who has the turn, as result_ does.
   int32_t result_ = 0;
+  std::mutex doorbellsMutex_;
+  std::vector<Doorbell> doorbells_;
   Waiter ours_;    // who waits for its turn on the thread
   Waiter owners_;  // who waits for the thread to give it back
   std::thread thread_;

@@ -24,11 +24,27 @@ export interface RunHost {
   detachVcpu(index: number): void;
   /** false: they are all out of the guest when it returns. */
   setRunnable(indices: readonly number[], runnable: boolean): void;
+  /** @param table of the rings that next() looks at while it spins; see addon/run_host.h. It is read at each call. */
+  poll(table: Int32Array): void;
+  /**
+   * avail.idx of a virtqueue is at that offset; vCPUs notify of it by writing the 32-bit value at that guest physical address,
+   * and do not stop for it. @returns the ring's index, from 0.
+   */
+  attachRing(
+    memory: Mapping,
+    offset: number,
+    token: number,
+    vcpus: readonly number[],
+    gpa: number,
+    value: number,
+  ): number;
+  detachRing(index: number): void;
   /** Asks once for an event; 0 or -errno. */
   watch(fd: number, token: number, events: number): number;
   unwatch(fd: number): number;
   /**
-   * index << 8 | a KVM exit reason or RUN_FAILED, READY | token, or -errno: -EAGAIN when there is nothing.
+   * index << 8 | a KVM exit reason or RUN_FAILED, READY | token, or -errno: -EAGAIN when there is nothing, and also when
+   * it would wait for longer than it spins: the drivers of polled rings are to notify first, and the table to be empty.
    * @param wait default true: until there is something.
    */
   next(wait?: boolean): number;

@@ -17,8 +17,9 @@ export interface MachineConfig extends DeviceOptions {
   /** Number of vCPUs, 1 to 254; default 1. KVM of the host may allow fewer. */
   readonly cpus?: number;
   /**
-   * Whether the vCPU has a thread of its own, as several always have: the thread that has the devices then sleeps while
-   * the guest runs, but each exit costs a hand-over between the two. Default false.
+   * Whether the vCPU has a thread of its own, as several always have: requests to virtio devices then stop it no more, since
+   * the thread that has the devices looks for them meanwhile, on a second processor while there are many; but each other exit
+   * costs a hand-over between the two. Default false.
    */
   readonly vcpuThreads?: boolean;
   /** What a guest's reset does: `restart` boots it again (default), `end` ends the machine. */

@@ -11,6 +11,7 @@ import { ConsoleTail } from './console-tail.js';
 import type { MachineEnd } from './end.js';
 import { FdEvents } from './fd-events.js';
 import type { DeviceReport, MachineMessage, MachineThreadData } from './messages.js';
+import { MachineRings } from './polled-rings.js';
 import { RateLimit, WARNINGS_PER_MINUTE } from './rate-limit.js';
 import type { LoopMember, RunLoop } from './run-loop.js';
 import { Statistics } from './statistics.js';
@@ -22,6 +23,8 @@ export class HostServices implements LoopMember, Disposable {
   readonly runHost: RunHost;
   readonly events: FdEvents<LoopMember>;
   readonly statistics = new Statistics();
+  /** Where the machine thread has time to look at them: not with the vCPU on it. */
+  readonly rings: MachineRings | undefined;
   readonly serial: ByteStream | undefined;
   /** What the guest's kernel said last: on ttyS0, or without it on hvc0. */
   readonly consoleTail: ConsoleTail;
@@ -51,6 +54,9 @@ export class HostServices implements LoopMember, Disposable {
     this.runHost = loop.host;
     this.events = new FdEvents(loop.host, loop.tokens, this);
     this.#vcpuThreads = loop.shared || data.config.vcpuThreads || data.config.cpus > 1;
+    if (this.#vcpuThreads) {
+      this.rings = new MachineRings(loop, this.events, this.#vcpus);
+    }
     this.#logs = data.logs;
     this.serial = data.config.serial ? new ByteStream(data.serial, this.events) : undefined;
     this.consoleTail = new ConsoleTail(data.consoleTail);
@@ -79,7 +85,12 @@ export class HostServices implements LoopMember, Disposable {
   /** Whether the machine is to run; held vCPUs wait all the same. */
   setRunning(running: boolean): void {
     this.#running = running;
-    this.runHost.setRunnable(this.#vcpus, running && this.#holds === 0);
+    this.#setRunnable(running && this.#holds === 0);
+  }
+
+  #setRunnable(runnable: boolean): void {
+    this.runHost.setRunnable(this.#vcpus, runnable);
+    this.rings?.setRunning(runnable);
   }
 
   /** @returns its index in the RunHost. It runs with the others. */
@@ -113,7 +124,7 @@ export class HostServices implements LoopMember, Disposable {
   }
 
   rest(): void {
-    this.runHost.setRunnable(this.#vcpus, false);
+    this.#setRunnable(false);
   }
 
   /**

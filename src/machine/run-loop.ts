@@ -5,6 +5,7 @@ import { addon, READY, type RunHost } from '../kvm/addon.js';
 import { EPOLLIN } from '../kvm/generated/abi.js';
 import { type Deferred, deferred } from './deferred.js';
 import { Tokens } from './fd-events.js';
+import { PolledRings } from './polled-rings.js';
 import type { VcpuRunner } from './vcpu-runner.js';
 
 const { EAGAIN } = constants.errno;
@@ -35,6 +36,7 @@ export interface LoopMember {
 export class RunLoop implements Disposable {
   readonly host: RunHost = new addon.RunHost();
   readonly tokens = new Tokens<LoopMember>();
+  readonly polled = new PolledRings(this.host);
   /** Whether several machines may be on it: then none has its vCPU inline. */
   readonly shared: boolean;
   readonly #vcpus: (VcpuRunner | undefined)[] = [];
@@ -42,6 +44,8 @@ export class RunLoop implements Disposable {
   #waiting = 0;
   /** Tokens of events that came to a machine which waited for promises: it has no devices then, or not yet. */
   #late: number[] = [];
+  /** Tokens that come before what the RunHost has. */
+  readonly #raised: number[] = [];
   /** Machines that wait for promises. */
   #away = 0;
   #back = () => {};
@@ -97,6 +101,11 @@ export class RunLoop implements Disposable {
     return this.tokens.count === 0 && this.#waiting + this.#away === 0 && !this.#vcpus.some((vcpu) => vcpu);
   }
 
+  /** Has a token dispatched with the next turn. */
+  raise(token: number): void {
+    this.#raised.push(token);
+  }
+
   /** Calls back whenever an eventfd has been written to. */
   onDoorbell(fd: number, callback: () => void): void {
     const count = new Uint8Array(8);
@@ -123,12 +132,16 @@ export class RunLoop implements Disposable {
 
   /** Handles what comes next. @param wait whether to wait for something. @returns whether there was something. */
   turn(wait: boolean): boolean {
-    const event = this.host.next(wait);
+    const raised = this.#raised.pop();
+    const event = raised === undefined ? this.host.next(wait) : READY | raised;
     if (event >= READY) {
       this.#dispatch(event & 0xffff);
       return true;
     }
-    if (event === -EAGAIN) return false;
+    if (event === -EAGAIN) {
+      if (wait) this.polled.rest(this.#moved);
+      return false;
+    }
     if (event < 0) throw new TsvisorError('ERR_INTERNAL', `waiting for events failed with ${errnoName(-event)}`);
     const runner = this.#vcpus[event >> 8] as VcpuRunner;
     const { host } = runner;
@@ -140,6 +153,8 @@ export class RunLoop implements Disposable {
     if (host.due) this.#due(host);
     return true;
   }
+
+  readonly #moved = (token: number) => this.#dispatch(token);
 
   #dispatch(token: number): void {
     const member = this.tokens.ownerOf(token);

@@ -39,6 +39,7 @@ export function addVirtioDevices(mmio: Bus, vm: VmFd, parts: VirtioParts): void 
     const transport = new VirtioMmio(device, {
       memory,
       interrupt: { set: (level) => vm.setIrqLine(gsi, level) },
+      polling: host.rings?.ofDevice(base),
       broken: (what) => host.guestWarning(what),
     });
     mmio.add(base, length, transport);

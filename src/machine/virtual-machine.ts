@@ -154,6 +154,8 @@ export class VirtualMachine implements Disposable {
       own(devices.powerOn(memory, vm, machine.mmio));
       if (virtioDeviceCount(config) + devices.virtio.length > 0) {
         const io = own(new GuestIo(ram.regions, memory, host.events));
+        host.rings?.powerOn(ram.regions);
+        own({ [Symbol.dispose]: () => host.rings?.powerOff() });
         addVirtioDevices(machine.mmio, vm, { config, memory, io, host, own, devices: devices.virtio });
         machine.#io = io;
       }

@@ -31,6 +31,32 @@ export interface QueueOptions {
   readonly broken: (what: string) => void;
 }
 
+/** A queue, to who polls it. */
+export interface PolledQueue {
+  /** There may be something in it. @param polled it was looked at: its driver has not notified. */
+  work(polled: boolean): void;
+  /** It is polled no more: has the driver notify. @returns whether there is something already, which it will not notify of. */
+  awaitNotification(): boolean;
+}
+
+/** A queue's place with who polls it. */
+export interface RingPoll {
+  /**
+   * There will be work once avail.idx is not `seen` any more. @returns false: it is not polled now, the driver is to notify.
+   */
+  await(seen: number): boolean;
+  close(): void;
+}
+
+/** Looks at a device's queues while its driver runs, which need not notify then, and need not stop for it otherwise. */
+export interface QueuePolling {
+  /**
+   * @param number of the queue. @param index guest physical address of its avail.idx, in RAM.
+   * @returns undefined where it cannot.
+   */
+  attach(number: number, index: number, client: PolledQueue): RingPoll | undefined;
+}
+
 /** Says why the driver's placement of a queue cannot be; undefined when it can (virtio 1.2 sections 2.7, 2.7.1). */
 export function queueProblem(memory: GuestMemory, state: QueueState, maximum: number): string | undefined {
   const { size, descriptors, available, used } = state;
@@ -72,6 +98,7 @@ export class Virtqueue {
   #published: number;
   /** avail.idx when it was last read. */
   #seen: number;
+  #poll: RingPoll | undefined;
   #alive = true;
   /** Chains not in use. */
   readonly #free: DescriptorChain[] = [];
@@ -108,11 +135,19 @@ export class Virtqueue {
   /** Ends the queue: its device was reset or its ring broken. */
   close(): void {
     this.#alive = false;
+    this.#poll?.close();
+    this.#poll = undefined;
+  }
+
+  /** From now on it may be polled when there is nothing to pop. @param number its own. @param work as PolledQueue's. */
+  pollBy(polling: QueuePolling, number: number, work: (polled: boolean) => void): void {
+    const client = { work, awaitNotification: () => this.#awaitNotification() };
+    if (this.#alive) this.#poll = polling.attach(number, this.#available + 2, client);
   }
 
   /**
-   * The next chain that the driver made available; undefined when there is none, and then the driver notifies the device
-   * of the next one.
+   * The next chain that the driver made available; undefined when there is none, and then the device is told of the next
+   * one: by the driver, or by who polls the queue.
    */
   pop(): DescriptorChain | undefined {
     if (!this.#alive) return undefined;
@@ -193,11 +228,15 @@ export class Virtqueue {
   /** Reads avail.idx. @returns whether there is something to pop. */
   #look(): boolean {
     if (this.#readIndex()) return true;
-    if (!this.#alive || !this.#options.eventIndex) return false;
-    // avail_event: a notification for the next entry, please. It may have been added just before that was written.
+    if (!this.#alive || !this.#options.eventIndex || this.#poll?.await(this.#nextAvailable)) return false;
+    return this.#awaitNotification() && this.#readIndex();
+  }
+
+  /** avail_event: a notification for the next entry, please. @returns whether it was added just before that was written. */
+  #awaitNotification(): boolean {
     this.#memory.writeU16(this.#used + 4 + 8 * this.size, this.#nextAvailable);
     fence();
-    return this.#readIndex();
+    return this.#memory.readU16(this.#available + 2) !== this.#nextAvailable;
   }
 
   #readIndex(): boolean {

@@ -20,9 +20,9 @@ export interface Workload {
 /** Runs the guest with these words on its command line, and a VMM's devices. @returns what it printed. */
 export type Vmm = (words: string) => Promise<string>;
 
+/** Each in several configurations, by their names, since none is the best at everything. */
 export interface Vmms {
-  readonly tsvisor: Vmm;
-  /** In several configurations, by their names, since none is the best at everything. */
+  readonly tsvisor: Readonly<Record<string, Vmm>>;
   readonly qemu: Readonly<Record<string, Vmm>>;
 }
 
@@ -51,8 +51,18 @@ const SEGMENTS = 5;
 
 export const benchGuest = { path: () => compileUserGuest('virtio.c'), memory: MEMORY_MIB * 2 ** 20 } as const;
 
-/** tsvisor's command line. @param prefix words before it, which put it into a namespace. */
-export function tsvisorCommand(devices: readonly string[], prefix: readonly string[] = []): Vmm {
+/**
+ * tsvisor's command line: with the vCPU on the machine thread, which is one core, and with a thread of its own, where the
+ * machine thread polls as QEMU's do. @param prefix words before it, which put it into a namespace.
+ */
+export function tsvisorCommands(devices: readonly string[], prefix: readonly string[] = []): Vmms['tsvisor'] {
+  return {
+    inline: tsvisorCommand(devices, prefix),
+    'vcpu-threads': tsvisorCommand([...devices, '--vcpu-threads'], prefix),
+  };
+}
+
+function tsvisorCommand(devices: readonly string[], prefix: readonly string[]): Vmm {
   const cli = fileURLToPath(import.meta.resolve('../../bin/tsvisor.js'));
   const machine = ['run', '--kernel', benchGuest.path(), '--memory', `${MEMORY_MIB}M`];
   const [program = '', ...args] = [...prefix, process.execPath, cli, ...machine, ...devices];
@@ -67,12 +77,13 @@ export function qemuCommand(devices: readonly string[], prefix: readonly string[
 }
 
 /**
- * Measures a workload by all VMMs in turn; of QEMU's configurations the one with the best median counts.
+ * Measures a workload by all VMMs in turn; of each one's configurations that with the best median counts, and what the
+ * others came to is noted.
  * @param ticksPerSecond of the guest's TSC
  */
 export async function compare(
   workload: Workload,
-  { tsvisor, qemu }: Vmms,
+  vmms: Vmms,
   ticksPerSecond: number,
   { rounds = ROUNDS, note }: BenchOptions,
   around: Around = (run) => run(),
@@ -86,21 +97,30 @@ export async function compare(
     return rates.map((rate) => rate * weight);
   };
 
-  const contestants: Record<string, Contestant> = { tsvisor: () => measure(tsvisor, WARM_UP.tsvisor) };
-  for (const [configuration, vmm] of Object.entries(qemu)) {
+  const contestants: Record<string, Contestant> = {};
+  for (const [configuration, vmm] of Object.entries(vmms.tsvisor)) {
+    contestants[`tsvisor ${configuration}`] = () => measure(vmm, WARM_UP.tsvisor);
+  }
+  for (const [configuration, vmm] of Object.entries(vmms.qemu)) {
     try {
       await measure(vmm, 0);
-      contestants[configuration] = () => measure(vmm, WARM_UP.qemu);
+      contestants[`qemu ${configuration}`] = () => measure(vmm, WARM_UP.qemu);
     } catch (error) {
       note(`${name}: no QEMU with ${configuration}: ${error instanceof Error ? error.message : error}`);
     }
   }
-  const { tsvisor: ours = [], ...theirs } = await interleave(rounds, contestants);
-  const ranking = Object.entries(theirs).sort(([, a = []], [, b = []]) => median(b) - median(a));
-  const figures = ranking.map(([configuration, samples = []]) => `${configuration} ${rounded(median(samples))}`);
-  if (figures.length > 0) note(`${name}: QEMU with ${figures.join('; ')} ${unit}`);
-  const best = ranking[0]?.[1];
-  return { name, unit, better: 'higher', tsvisor: ours, peers: best ? { qemu: best } : {} };
+  const samples = await interleave(rounds, contestants);
+  const best = (vmm: keyof Vmms): readonly number[] | undefined => {
+    const ranking = Object.keys(vmms[vmm])
+      .map((configuration) => ({ configuration, figures: samples[`${vmm} ${configuration}`] ?? [] }))
+      .filter(({ figures }) => figures.length > 0)
+      .sort((a, b) => median(b.figures) - median(a.figures));
+    const figures = ranking.map(({ configuration, figures }) => `${configuration} ${rounded(median(figures))}`);
+    if (figures.length > 0) note(`${name}: ${vmm} ${figures.join('; ')} ${unit}`);
+    return ranking[0]?.figures;
+  };
+  const [tsvisor = [], qemu] = [best('tsvisor'), best('qemu')];
+  return { name, unit, better: 'higher', tsvisor, peers: qemu ? { qemu } : {} };
 }
 
 function parse(output: string, ticksPerSecond: number): GuestResult {

@@ -11,7 +11,7 @@ import {
   benchGuest,
   compare,
   qemuCommand,
-  tsvisorCommand,
+  tsvisorCommands,
   type Vmm,
   type Vmms,
   type Workload,
@@ -87,7 +87,7 @@ async function block(each: Each): Promise<Measurement[]> {
     qemuCommand(['-drive', `${drive},aio=${aio}`, '-device', 'virtio-blk-device,drive=d', ...others]);
   const thread = ['-object', 'iothread,id=t', '-global', 'virtio-blk-device.iothread=t'];
   return await each(BLOCK, {
-    tsvisor: tsvisorCommand(['--drive', `file=${image.path}`]),
+    tsvisor: tsvisorCommands(['--drive', `file=${image.path}`]),
     qemu: {
       'aio=threads': qemu('threads'),
       'aio=threads, iothread': qemu('threads', ...thread),
@@ -107,7 +107,7 @@ async function net(each: Each, note: BenchOptions['note']): Promise<Measurement[
   const device = ['-netdev', `tap,id=n,ifname=${tap.name},script=no,downscript=no,vhost=off`];
   device.push('-device', 'virtio-net-device,netdev=n');
   const vmms = {
-    tsvisor: tsvisorCommand(['--net', `tap=${tap.name}`], tap.prefix),
+    tsvisor: tsvisorCommands(['--net', `tap=${tap.name}`], tap.prefix),
     qemu: {
       'ioeventfd=on': qemuCommand(device, tap.prefix),
       'ioeventfd=off': qemuCommand([...device, ...WITHOUT_IOEVENTFD], tap.prefix),
@@ -138,19 +138,21 @@ async function console(each: Each): Promise<Measurement[]> {
   using sink = await Sink.open();
   const device = ['-chardev', `socket,id=c,path=${sink.name},abstract=on,tight=off`];
   device.push('-device', 'virtio-serial-device,max_ports=1', '-device', 'virtconsole,chardev=c');
-  const tsvisor: Vmm = async (words) => {
-    const consolePorts = [{ name: 'sink', console: true }];
-    const { memory, path } = benchGuest;
-    await using machine = await Machine.create({ kernel: path(), memory, append: words, consolePorts });
-    const streams = [text(machine.serial), sink.read(machine.port('sink'))] as const;
-    await machine.start();
-    await machine.wait();
-    const [output] = await Promise.all(streams);
-    return output;
-  };
+  const tsvisor =
+    (vcpuThreads: boolean): Vmm =>
+    async (words) => {
+      const consolePorts = [{ name: 'sink', console: true }];
+      const { memory, path } = benchGuest;
+      await using machine = await Machine.create({ kernel: path(), memory, append: words, consolePorts, vcpuThreads });
+      const streams = [text(machine.serial), sink.read(machine.port('sink'))] as const;
+      await machine.start();
+      await machine.wait();
+      const [output] = await Promise.all(streams);
+      return output;
+    };
   const arrived = ({ size }: Workload) => onlyArrived(() => sink.received(), size);
   const vmms = {
-    tsvisor,
+    tsvisor: { inline: tsvisor(false), 'vcpu-threads': tsvisor(true) },
     qemu: { 'ioeventfd=on': qemuCommand(device), 'ioeventfd=off': qemuCommand([...device, ...WITHOUT_IOEVENTFD]) },
   };
   return await each(CONSOLE, vmms, arrived);

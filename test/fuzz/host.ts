@@ -32,6 +32,9 @@ export class ManualEvents {
       attachVcpu: () => 0,
       detachVcpu: () => {},
       setRunnable: () => {},
+      poll: () => {},
+      attachRing: () => 0,
+      detachRing: () => {},
       watch: (fd, token) => {
         this.#armed.set(fd, token);
         return 0;

@@ -4,7 +4,7 @@ import type { GuestMemory } from '../../memory/guest-memory.js';
 import type { StateReader } from '../../state-reader.js';
 import { feature, type VirtioModel } from '../device.js';
 import * as abi from '../generated/virtio.js';
-import { type QueueState, queueProblem, Virtqueue } from '../queue.js';
+import { type QueuePolling, type QueueState, queueProblem, Virtqueue } from '../queue.js';
 
 /** "virt", little-endian. */
 const MAGIC = 0x74726976;
@@ -68,6 +68,8 @@ export interface TransportHost {
    * that leaves something, for an edge-triggered one.
    */
   readonly interrupt: InterruptLine;
+  /** Polls queues, where that is to be. */
+  readonly polling?: QueuePolling | undefined;
   /** Says once per driver initialization what a driver did wrong: its device stopped. */
   readonly broken: (what: string) => void;
 }
@@ -93,6 +95,7 @@ export class VirtioMmio implements BusDevice {
   #interruptStatus = 0;
   #configGeneration = 0;
   #notifications = 0;
+  #polled = 0;
   #interrupts = 0;
 
   constructor(device: VirtioModel, host: TransportHost) {
@@ -105,7 +108,12 @@ export class VirtioMmio implements BusDevice {
 
   /** What happened since power-on: the device's own counters too. */
   get counters(): Readonly<Record<string, number>> {
-    return { notifications: this.#notifications, interrupts: this.#interrupts, ...this.device.counters };
+    return {
+      notifications: this.#notifications,
+      polled: this.#polled,
+      interrupts: this.#interrupts,
+      ...this.device.counters,
+    };
   }
 
   read(offset: number, data: Uint8Array): void {
@@ -333,7 +341,7 @@ export class VirtioMmio implements BusDevice {
 
   #activate(positions: readonly QueuePosition[]): void {
     const features = this.#driverFeatures;
-    const { memory } = this.#host;
+    const { memory, polling } = this.#host;
     const options = {
       eventIndex: (features & feature(abi.VIRTIO_RING_F_EVENT_IDX)) !== 0n,
       indirect: (features & feature(abi.VIRTIO_RING_F_INDIRECT_DESC)) !== 0n,
@@ -345,6 +353,7 @@ export class VirtioMmio implements BusDevice {
       const state = { ...placement(setup), ...position };
       const queue = new Virtqueue(memory, state, { ...options, limit: this.device.queueSizes[i] as number });
       if (!alive) queue.close();
+      else if (polling) queue.pollBy(polling, i, (polled) => this.#workFound(i, polled));
       return queue;
     });
     this.#active = queues;
@@ -368,6 +377,13 @@ export class VirtioMmio implements BusDevice {
     } catch (error) {
       this.#failUnexpectedly(error);
     }
+  }
+
+  /** A queue that is polled has something, or its driver has notified without an exit to here. */
+  #workFound(index: number, polled: boolean): void {
+    if (polled) this.#polled++;
+    else this.#notifications++;
+    this.#notify(index);
   }
 
   #configChanged(): void {

@@ -24,6 +24,9 @@ class Rig {
     attachVcpu: () => 0,
     detachVcpu: () => {},
     setRunnable: () => {},
+    poll: () => {},
+    attachRing: () => 0,
+    detachRing: () => {},
     watch: (fd, token) => {
       if (token === TIMER) this.#timer = fd;
       return 0;
