@@ -35,7 +35,8 @@ void RunHost::Init(Napi::Env env, Napi::Object exports) {
       {InstanceMethod<&RunHost::AttachVcpu>("attachVcpu"), InstanceMethod<&RunHost::DetachVcpu>("detachVcpu"),
        InstanceMethod<&RunHost::SetRunnable>("setRunnable"), InstanceMethod<&RunHost::Failure>("failure"),
        InstanceMethod<&RunHost::PollTable>("poll"), InstanceMethod<&RunHost::AttachRing>("attachRing"),
-       InstanceMethod<&RunHost::DetachRing>("detachRing"), InstanceMethod<&RunHost::Watch>("watch"), InstanceMethod<&RunHost::Unwatch>("unwatch"),
+       InstanceMethod<&RunHost::DetachRing>("detachRing"), InstanceMethod<&RunHost::Watch>("watch"),
+       InstanceMethod<&RunHost::Unwatch>("unwatch"),
        InstanceMethod<&RunHost::Settle>("settle"), InstanceMethod<&RunHost::Close>("close")});
   exports.Set("RunHost", constructor);
 }

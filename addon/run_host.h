@@ -29,8 +29,9 @@ namespace tsvisor {
 //   .detachRing(index)
 //   .next(wait)               >= 0 and < 0x40000000: index << 8 | KVM exit reason (0xff: KVM_RUN failed, see failure());
 //                             0x40000000 | token: descriptor ready, or a ring's vCPU has notified, or its avail.idx is another
-//                             one: then what the table has seen of it is negative. -EAGAIN: nothing yet, and it was not to wait, or would sleep with
-//                             rings in the table: their drivers are to notify first, and the table to be empty.
+//                             one: then what the table has seen of it is negative. -EAGAIN: nothing yet, and it was not to
+//                             wait, or would sleep with rings in the table: their drivers are to notify first, and the table
+//                             to be empty.
 //                             A vCPU whose exit was told goes on with the next call
 //   .failure(index)           errno of KVM_RUN
 //   .settle(index)            lets KVM finish the instruction of the last exit (KVM API 5: state is consistent only then)

@@ -35,7 +35,10 @@ export interface MachineStats {
   readonly exits: Readonly<Record<string, number>>;
   /** What the nested-KVM assist did, by kind. */
   readonly assists: Readonly<Record<string, number>>;
-  /** What each virtio device counts since its guest's last power-on: notifications, what it found without one (`polled`), interrupts, and of its own. */
+  /**
+   * What each virtio device counts since its guest's last power-on: notifications, what it found without one (`polled`),
+   * interrupts, and of its own.
+   */
   readonly devices: Readonly<Record<string, Readonly<Record<string, number>>>>;
 }
 
