@@ -1,10 +1,21 @@
-import { closeSync, fsyncSync, openSync, renameSync, statSync, unlinkSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  fsyncSync,
+  lstatSync,
+  openSync,
+  realpathSync,
+  renameSync,
+  statSync,
+  unlinkSync,
+  writeSync,
+} from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { TsvisorError } from '../errors.js';
 
 /**
- * A file that appears complete or not at all: opened (and its errors reported) at once, filled and renamed later. A
- * target that is not a regular file, such as /dev/stderr, is written in place.
+ * A file that appears complete or not at all: opened (and its errors reported) at once, filled and renamed later. Links are
+ * followed. What is not a regular file is written in place, and so is what /dev/stderr and the like lead to, even if that
+ * is one: the content is added at its end.
  */
 export class OutputFile {
   readonly #path: string;
@@ -13,13 +24,16 @@ export class OutputFile {
 
   /** @param option for the error message. @throws TsvisorError ERR_OUTPUT. */
   constructor(option: string, path: string) {
-    this.#path = resolve(path);
-    const existing = statSync(this.#path, { throwIfNoEntry: false });
-    const inPlace = existing !== undefined && !existing.isFile() && !existing.isDirectory();
+    const named = resolve(path);
+    const existing = statSync(named, { throwIfNoEntry: false });
+    const isLink = existing !== undefined && lstatSync(named).isSymbolicLink();
+    const isOpenFile = isLink && /^\/(dev|proc)\//.test(named);
+    const inPlace = isOpenFile || (existing !== undefined && !existing.isFile() && !existing.isDirectory());
+    this.#path = isLink && !inPlace ? realpathSync(named) : named;
     this.#temporary = inPlace ? undefined : `${this.#path}.${process.pid}.tmp`;
     try {
       if (existing?.isDirectory()) throw new Error('it is a directory');
-      this.#fd = openSync(this.#temporary ?? this.#path, 'w');
+      this.#fd = openSync(this.#temporary ?? this.#path, inPlace ? 'a' : 'w');
     } catch (error) {
       const reason = describe(error, path);
       throw new TsvisorError('ERR_OUTPUT', `--${option}: cannot write ${path}: ${reason}`, { cause: error });
