@@ -77,8 +77,7 @@ const { memory = DEFAULT_MEMORY, port }: { memory?: number; port: MessagePort } 
 /** Several machines, now and then. */
 function share(doorbell: number): void {
   const loop = new RunLoop(true);
-  const accept = ({ port, ...data }: MachineThreadData) =>
-    void run(loop, { ...data, port }).then(() => gone(port, false));
+  const accept = (data: MachineThreadData) => void run(loop, data).then(() => gone(data.port, false));
   loop.onDoorbell(doorbell, () => {
     for (let m = receiveMessageOnPort(messages); m; m = receiveMessageOnPort(messages)) accept(m.message);
   });

@@ -8,8 +8,9 @@ import type { PageSourceLink } from './page-faults.js';
 import type { SavedState } from './virtual-machine.js';
 
 /**
- * What a machine thread hears while it waits: a machine, whose messages go by the thread's own port; the eventfd that says that machines have come, several from now
- * on; the memory, in bytes, of the machine that is to be expected; or that it is to end.
+ * What a machine thread hears while it waits: a machine, whose messages go by the thread's own port; the eventfd that says
+ * that machines have come, several from now on; the memory, in bytes, of the machine that is to be expected; or that it is
+ * to end.
  */
 export type ThreadOrder =
   | Omit<MachineThreadData, 'port'>
