@@ -1,4 +1,5 @@
 import { stripVTControlCharacters } from 'node:util';
+import { onSignals } from './signals.js';
 
 const FRAMES = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
 const ASCII_FRAMES = ['|', '/', '-', '\\'];
@@ -6,7 +7,6 @@ const FRAME_MS = 100;
 /** What takes less is not worth a line, in milliseconds. */
 const DELAY_MS = 300;
 const CLEAR_LINE = '\r\x1b[K';
-const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
 /**
  * One line on stderr that says what is being waited for, until it is disposed of. Nothing where stderr is not a terminal.
@@ -17,12 +17,16 @@ export class Progress implements Disposable {
   readonly #timer: NodeJS.Timeout | undefined;
   #text: string;
   #shown = false;
+  #removeSignals = () => {};
 
   constructor(text: string) {
     this.#text = text;
     if (!process.stderr.isTTY || process.env.TERM === 'dumb') return;
     this.#timer = setInterval(() => this.#draw(), FRAME_MS);
-    for (const signal of SIGNALS) process.on(signal, this.#onSignal);
+    this.#removeSignals = onSignals(() => {
+      this[Symbol.dispose]();
+      return false;
+    });
   }
 
   /** Says something else from the next frame on. */
@@ -32,7 +36,7 @@ export class Progress implements Disposable {
 
   [Symbol.dispose](): void {
     clearInterval(this.#timer);
-    for (const signal of SIGNALS) process.removeListener(signal, this.#onSignal);
+    this.#removeSignals();
     if (this.#shown) process.stderr.write(CLEAR_LINE);
     this.#shown = false;
   }
@@ -47,10 +51,4 @@ export class Progress implements Disposable {
     process.stderr.write(`${CLEAR_LINE}${line.replace(/\p{Cc}/gu, '?').slice(0, (process.stderr.columns || 80) - 1)}`);
     this.#shown = true;
   }
-
-  /** Clears the line; where nobody else wants the signal, it does what it does without this. */
-  readonly #onSignal = (signal: NodeJS.Signals) => {
-    this[Symbol.dispose]();
-    if (process.listenerCount(signal) === 0) process.kill(process.pid, signal);
-  };
 }

@@ -1,16 +1,27 @@
 import { SIGNAL_EXIT } from './exit-codes.js';
 
+/** @returns false where it only wants to know: then the signal is for others, or does what it always does. */
+type SignalCallback = (code: number, signal: NodeJS.Signals) => unknown;
+
+const callbacks = new Set<SignalCallback>();
+let listens = false;
+
 /** Calls back for each signal that asks this process to end. @returns what undoes it. */
-export function onSignals(callback: (code: number, signal: NodeJS.Signals) => void): () => void {
-  const handlers = Object.entries(SIGNAL_EXIT).map(([name, code]) => {
-    const signal = name as NodeJS.Signals;
-    const onSignal = () => callback(code, signal);
-    process.on(signal, onSignal);
-    return () => process.removeListener(signal, onSignal);
-  });
-  return () => {
-    for (const remove of handlers) remove();
-  };
+export function onSignals(callback: SignalCallback): () => void {
+  // Once and for all: a signal that came, and that Node has not told yet, is lost with the last listener to it.
+  if (!listens) for (const name of Object.keys(SIGNAL_EXIT)) process.on(name, dispatch);
+  listens = true;
+  const own: SignalCallback = (code, signal) => callback(code, signal); // one may be there twice
+  callbacks.add(own);
+  return () => callbacks.delete(own);
+}
+
+function dispatch(signal: keyof typeof SIGNAL_EXIT): void {
+  let taken = false;
+  for (const callback of [...callbacks]) if (callback(SIGNAL_EXIT[signal], signal) !== false) taken = true;
+  if (taken) return;
+  process.removeListener(signal, dispatch);
+  process.kill(process.pid, signal);
 }
 
 /** Aborts on a signal, after which the process has the exit code that goes with it. */
