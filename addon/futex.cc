@@ -18,13 +18,13 @@ void Futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
 
 }  // namespace
 
-int64_t Waiter::Now() {
+int64_t Spinner::Now() {
   timespec time{};
   clock_gettime(CLOCK_MONOTONIC, &time);
   return time.tv_sec * 1'000'000'000 + time.tv_nsec;
 }
 
-bool Waiter::Alone() {
+bool Spinner::Alone() {
   static const bool alone = std::thread::hardware_concurrency() == 1;
   return alone;
 }
@@ -33,7 +33,7 @@ void Waiter::SleepWhile(std::atomic<uint32_t>& word, uint32_t value) {
   sleeping_.store(true);
   while (word.load() == value) Futex(word, FUTEX_WAIT, value);
   sleeping_.store(false);
-  spins_ = Now() - begin_ < kLongestSpin;
+  spinner_.Slept();
 }
 
 void Waiter::Wake(std::atomic<uint32_t>& word) {

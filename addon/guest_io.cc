@@ -19,6 +19,12 @@ namespace {
 // Enough to keep a disk's queue busy; made one by one as operations wait.
 constexpr size_t kMaxThreads = 8;
 
+// Bytes of writes that go together: a disk takes no more at a time, and what is canceled waits for them.
+constexpr off_t kMaxRun = 1 << 20;
+
+// The token of what has no completion of its own.
+constexpr double kNobody = -1;
+
 // Of an offset or a length in bytes: a double is exact so far.
 constexpr double kMaxOffset = 9e15;
 
@@ -177,6 +183,7 @@ void GuestIo::Stop() {
   work_.notify_all();
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
+  writes_.clear();
   regions_.clear();
   completions_.clear();
 }
@@ -277,8 +284,21 @@ napi_value GuestIo::Submit(napi_env env, napi_callback_info info) {
   {
     std::lock_guard<std::mutex> lock(self->mutex_);
     if (self->stopping_) return Number(env, -EBADF);
-    self->queue_.push_back(std::move(job));
-    if (self->idle_ < self->queue_.size() && self->threads_.size() < kMaxThreads) self->AddThread();
+    Job next = std::move(job);
+    if (next.operation == kWrite) {
+      next.length = 0;
+      for (const iovec& part : next.iov) next.length += static_cast<off_t>(part.iov_len);
+      Job turn{kNobody, kWrite, next.fd, 0, 0, {}, {}};
+      auto [writes, first] = self->writes_.try_emplace(next.fd);
+      writes->second.push_back(std::move(next));
+      if (!first) return Number(env, 0);  // Who writes that file goes on with it.
+      next = std::move(turn);
+    }
+    self->queue_.push_back(std::move(next));
+    self->submitted_.fetch_add(1);
+    const size_t ready = self->idle_ + (self->spins_ ? 1 : 0);
+    if (self->spins_ && self->queue_.size() == 1) return Number(env, 0);  // Who spins sees it.
+    if (ready < self->queue_.size() && self->threads_.size() < kMaxThreads) self->AddThread();
   }
   self->work_.notify_one();
   return Number(env, 0);
@@ -289,7 +309,12 @@ void GuestIo::AddThread() {
     threads_.emplace_back([this] { Work(); });
   } catch (const std::system_error& error) {  // The host has no more threads: fewer do, none does not.
     if (!threads_.empty()) return;
-    Complete(queue_.back().token, -error.code().value());
+    Job& job = queue_.back();
+    if (job.operation == kWrite) {
+      for (Job& write : writes_.extract(job.fd).mapped()) Complete(write.token, -error.code().value());
+    } else {
+      Complete(job.token, -error.code().value());
+    }
     queue_.pop_back();
   }
 }
@@ -301,39 +326,91 @@ void GuestIo::Work() {
   pthread_sigmask(SIG_BLOCK, &all, nullptr);
   pthread_setname_np(pthread_self(), "tsvisor-io");
   std::unique_lock<std::mutex> lock(mutex_);
+  Spinner spinner;
   for (;;) {
-    idle_++;
-    work_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-    idle_--;
+    Await(&lock, &spinner);
     if (stopping_) return;
     Job job = std::move(queue_.front());
     queue_.pop_front();
-    lock.unlock();
-    int64_t result = 0;
-    switch (job.operation) {
-      case kRead:
-        result = MoveAll(false, job.fd, job.offset, job.iov);
-        break;
-      case kWrite:
-        result = Present(job.iov) ? MoveAll(true, job.fd, job.offset, job.iov) : -EIO;
-        break;
-      case kFlush:
-        result = fdatasync(job.fd) == 0 ? 0 : -errno;
-        break;
-      case kPunchHole:
-        result = Allocate(job.fd, FALLOC_FL_PUNCH_HOLE, job.offset, job.length);
-        break;
-      case kCopy:
-        result = Copy(job.from, job.fromOffset, job.fd, job.offset, job.length);
-        break;
-      case kZeroRange:
-      case kOperations:
-        result = ZeroRange(job.fd, job.offset, job.length);
-        break;
+    if (job.operation == kWrite) {
+      WriteSome(job.fd, &lock);
+      continue;
     }
+    lock.unlock();
+    int64_t result = Do(&job);
     lock.lock();
     Complete(job.token, result);
   }
+}
+
+// Returns when there is something to do, or nothing any more. One thread that spins is enough.
+void GuestIo::Await(std::unique_lock<std::mutex>* lock, Spinner* spinner) {
+  const auto over = [this] { return stopping_ || !queue_.empty(); };
+  while (!over()) {
+    const bool spins = !spins_;
+    if (spins) {
+      spins_ = true;
+      const uint32_t seen = submitted_.load();
+      lock->unlock();
+      const bool soon = spinner->Spin([&] { return submitted_.load() != seen; });
+      lock->lock();
+      spins_ = false;
+      if (soon) continue;  // Unless another one was sooner.
+    }
+    idle_++;
+    work_.wait(*lock, over);
+    idle_--;
+    if (spins) spinner->Slept();
+  }
+}
+
+// Writes what waits for a file, as far as it goes together, and lets the rest wait for its next turn. The copies into the
+// page cache of one file exclude one another anyway: a thread that waited for another's would only take a processor.
+void GuestIo::WriteSome(int fd, std::unique_lock<std::mutex>* lock) {
+  std::deque<Job>& waiting = writes_[fd];
+  std::vector<Job> run;
+  std::vector<iovec> together;
+  off_t length = 0;
+  while (!waiting.empty()) {
+    const Job& next = waiting.front();
+    if (!run.empty() && (next.offset != run.front().offset + length || length + next.length > kMaxRun ||
+                         together.size() + next.iov.size() > IOV_MAX))
+      break;
+    together.insert(together.end(), next.iov.begin(), next.iov.end());
+    length += next.length;
+    run.push_back(std::move(waiting.front()));
+    waiting.pop_front();
+  }
+  lock->unlock();
+  std::vector<int64_t> results;
+  bool done =
+      run.size() > 1 && Present(together) && MoveAll(true, fd, run.front().offset, together) == length;
+  // Where they fail together each has its own result.
+  for (Job& job : run) results.push_back(done ? job.length : Do(&job));
+  lock->lock();
+  for (size_t i = 0; i < run.size(); i++) Complete(run[i].token, results[i]);
+  if (waiting.empty()) writes_.erase(fd);
+  else queue_.push_back({kNobody, kWrite, fd, 0, 0, {}, {}});
+}
+
+int64_t GuestIo::Do(Job* job) const {
+  switch (job->operation) {
+    case kRead:
+      return MoveAll(false, job->fd, job->offset, job->iov);
+    case kWrite:
+    case kDirectWrite:
+      return Present(job->iov) ? MoveAll(true, job->fd, job->offset, job->iov) : -EIO;
+    case kFlush:
+      return fdatasync(job->fd) == 0 ? 0 : -errno;
+    case kPunchHole:
+      return Allocate(job->fd, FALLOC_FL_PUNCH_HOLE, job->offset, job->length);
+    case kCopy:
+      return Copy(job->from, job->fromOffset, job->fd, job->offset, job->length);
+    case kZeroRange:
+    case kOperations:
+      break;
+  }
+  return ZeroRange(job->fd, job->offset, job->length);
 }
 
 void GuestIo::Complete(double token, int64_t result) {
@@ -364,12 +441,16 @@ napi_value GuestIo::Cancel(napi_env env, napi_callback_info info) {
   auto* tokens = reinterpret_cast<const double*>(bytes);
   std::unordered_set<double> unwanted(tokens, tokens + length / sizeof(double));
   std::lock_guard<std::mutex> lock(self->mutex_);
-  std::deque<Job> kept;
-  for (Job& job : self->queue_) {
-    if (unwanted.count(job.token)) self->Complete(job.token, -ECANCELED);
-    else kept.push_back(std::move(job));
-  }
-  self->queue_.swap(kept);
+  auto sweep = [&](std::deque<Job>* jobs) {
+    std::deque<Job> kept;
+    for (Job& job : *jobs) {
+      if (unwanted.count(job.token)) self->Complete(job.token, -ECANCELED);
+      else kept.push_back(std::move(job));
+    }
+    jobs->swap(kept);
+  };
+  sweep(&self->queue_);
+  for (auto& [fd, writes] : self->writes_) sweep(&writes);
   return nullptr;
 }
 

@@ -1,9 +1,11 @@
 // Vectored I/O between descriptors and guest memory without a copy: at once, or on threads of its own.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <napi.h>
@@ -11,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "futex.h"
 #include "mapping.h"
 #include "run_host.h"
 
@@ -23,8 +26,10 @@ namespace tsvisor {
 //               pairs is a Float64Array of (gpa, length); prefix, bytes before them. Bytes moved, or -errno; -EFAULT
 //               where a pair is not RAM.
 //   .submit(token, operation, fd, offset, length, pairs, count, bytes?)
-//               the whole of an operation on a thread; 0, or -EFAULT. Ends in one completion, in any order. A write of
-//               bytes, in place of pairs, takes a copy of them; copy has the one pair (descriptor, offset) to read from.
+//               the whole of an operation on a thread; 0, or -EFAULT. Ends in one completion, in any order. A file has one
+//               write at a time, in which those that follow one another in it, and in time, go together; direct writes go
+//               each by itself. A write of bytes, in place of pairs, takes a copy of them; copy has the one pair
+//               (descriptor, offset) to read from.
 //   .completions(into)  moves (token, result) pairs into a Float64Array; how many. A result is bytes moved (fewer at the
 //               end of the file), 0 or -errno.
 //   .cancel(tokens)  those that no thread has begun complete with -ECANCELED; tokens is a Float64Array
@@ -36,7 +41,7 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
   ~GuestIo() override;
 
  private:
-  enum Operation : uint32_t { kRead, kWrite, kFlush, kPunchHole, kZeroRange, kCopy, kOperations };
+  enum Operation : uint32_t { kRead, kWrite, kFlush, kPunchHole, kZeroRange, kCopy, kDirectWrite, kOperations };
   struct Region {
     uint64_t gpa;
     std::shared_ptr<Pages> pages;
@@ -69,6 +74,9 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
   bool Present(const std::vector<iovec>& iov) const;
   void AddThread();  // With mutex_ held.
   void Work();
+  void Await(std::unique_lock<std::mutex>* lock, Spinner* spinner);
+  int64_t Do(Job* job) const;
+  void WriteSome(int fd, std::unique_lock<std::mutex>* lock);
   void Complete(double token, int64_t result);  // With mutex_ held.
   void Stop();
 
@@ -78,10 +86,14 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
   const uint32_t ready_;  // the token that goes into it
   std::mutex mutex_;
   std::condition_variable work_;
+  // What threads are to do. A kWrite stands for the writes of its file, in which there is one as long as there are any.
   std::deque<Job> queue_;
+  std::map<int, std::deque<Job>> writes_;
   std::vector<Completion> completions_;
   std::vector<std::thread> threads_;
-  size_t idle_ = 0;
+  std::atomic<uint32_t> submitted_{0};  // changes with each
+  size_t idle_ = 0;      // threads that sleep
+  bool spins_ = false;   // one spins
   bool stopping_ = false;
 };
 

@@ -3,8 +3,19 @@ import type { FdEvents } from '../machine/fd-events.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import type { Segments } from '../virtio/segments.js';
 
-/** Operations of the addon's GuestIo, by its numbers. */
-export const IoOperation = { read: 0, write: 1, flush: 2, punchHole: 3, zeroRange: 4, copy: 5 } as const;
+/**
+ * Operations of the addon's GuestIo, by its numbers. On its threads a file has one write at a time, in which those that
+ * follow one another go together; of direct writes (O_DIRECT) any number, for the disk to order.
+ */
+export const IoOperation = {
+  read: 0,
+  write: 1,
+  flush: 2,
+  punchHole: 3,
+  zeroRange: 4,
+  copy: 5,
+  directWrite: 6,
+} as const;
 export type IoOperation = (typeof IoOperation)[keyof typeof IoOperation];
 
 /** Who waits for an operation. */

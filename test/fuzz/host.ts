@@ -174,13 +174,18 @@ export class ManualIo extends GuestIo {
   ): void {
     if (operation === IoOperation.flush) {
       this.#add(request, () => 0);
-    } else if (operation === IoOperation.read || operation === IoOperation.write) {
+    } else if (
+      operation === IoOperation.read ||
+      operation === IoOperation.write ||
+      operation === IoOperation.directWrite
+    ) {
       if (!segments) throw new Error('no segments');
       this.#checkMemory(operation, segments);
-      if (operation === IoOperation.write) this.onChange({ fd, offset, length: segments.length });
+      if (operation !== IoOperation.read) this.onChange({ fd, offset, length: segments.length });
       const copy = new Segments(this.#memory.guest);
       copy.cut(segments, 0, segments.length);
-      this.#add(request, () => super.transfer(operation, fd, offset, copy, 0));
+      const move = operation === IoOperation.read ? operation : IoOperation.write;
+      this.#add(request, () => super.transfer(move, fd, offset, copy, 0));
     } else {
       this.onChange({ fd, offset, length });
       this.#add(request, () => this.#write(fd, offset, new Uint8Array(length)) && 0);

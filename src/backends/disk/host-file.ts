@@ -100,8 +100,9 @@ export class HostFile {
 
   /** Starts what is left of a transfer on a thread. */
   submit(transfer: Transfer, offset: number, segments: Segments): void {
-    const fd = transfer.direct ? this.#directFd : this.fd;
-    this.io.submit(transfer, transfer.operation, fd, offset, segments.length, segments);
+    const { operation, direct } = transfer;
+    const how = direct && operation === IoOperation.write ? IoOperation.directWrite : operation;
+    this.io.submit(transfer, how, direct ? this.#directFd : this.fd, offset, segments.length, segments);
   }
 
   /** The host refused alignment that is enough elsewhere. */

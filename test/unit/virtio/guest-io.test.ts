@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { closeSync, ftruncateSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -152,6 +153,49 @@ test('cancel completes what has not begun; it works on afterwards', () => {
   io.submit(after, IoOperation.flush, file, 0, 0);
   drain();
   expect(after.results).toEqual([0]);
+});
+
+/** Writes of this process so far: system calls. */
+const writeCalls = () => Number(/syscw: (\d+)/.exec(readFileSync('/proc/self/io', 'utf8'))?.[1]);
+
+/** Pages 0 to count - 1 of memory, each of another byte. */
+function fillPages(count: number): void {
+  for (let i = 0; i < count; i++) memory.write(4096 * i, new Uint8Array(4096).fill(i + 1));
+}
+
+test('writes that follow one another in a file go together', () => {
+  fillPages(100);
+  const busy = segments(...Array.from({ length: 64 }, () => [0, 1 << 20] as const));
+  const before = writeCalls();
+  io.submit(new Request(), IoOperation.write, file, 1 << 20, 0, busy);
+  const requests = Array.from({ length: 100 }, () => new Request());
+  requests.forEach((request, i) => {
+    io.submit(request, IoOperation.write, file, 4096 * i, 0, segments([4096 * i, 1000], [4096 * i + 1000, 3096]));
+  });
+  drain();
+  expect(requests.every(({ results }) => results.length === 1 && results[0] === 4096)).toBe(true);
+  const bytes = readFileSync(join(folder, 'file')).subarray(0, 4096 * 100);
+  expect(bytes.every((byte, i) => byte === Math.floor(i / 4096) + 1)).toBe(true);
+  expect(writeCalls() - before).toBeLessThan(20);
+});
+
+test('writes that fail together have each a result of its own', () => {
+  fillPages(8);
+  const busy = segments(...Array.from({ length: 64 }, () => [0, 1 << 20] as const));
+  const requests = Array.from({ length: 8 }, () => new Request());
+  const limitFile = (size: string) => execFileSync('prlimit', ['--pid', String(process.pid), `--fsize=${size}:`]);
+  limitFile(String((64 << 20) + 3 * 4096 + 100));
+  try {
+    io.submit(new Request(), IoOperation.write, file, 0, 0, busy);
+    requests.forEach((request, i) => {
+      io.submit(request, IoOperation.write, file, (64 << 20) + 4096 * i, 0, segments([4096 * i, 4096]));
+    });
+    drain();
+  } finally {
+    limitFile('unlimited');
+  }
+  const { EFBIG } = constants.errno;
+  expect(requests.flatMap(({ results }) => results)).toEqual([4096, 4096, 4096, ...Array(5).fill(-EFBIG)]);
 });
 
 test('dispose tells no request anything and leaves no descriptor or thread', async () => {
