@@ -371,7 +371,7 @@ describe('guest I/O', () => {
       expect(() => io.submit(1, 2, file, 0, offset, pairs, 1), `${offset}`).toThrow(TypeError);
       if (offset !== -1) expect(() => io.transfer(0, file, offset, pairs, 1, 0), `${offset}`).toThrow(TypeError);
     }
-    expect(() => io.submit(1, 6, file, 0, 0, pairs, 1)).toThrow(TypeError);
+    expect(() => io.submit(1, 7, file, 0, 0, pairs, 1)).toThrow(TypeError);
     expect(() => io.submit(1, 5, file, 0, 0, pairs, 0)).toThrow(TypeError); // copy has one pair
     for (const offset of [-1, Number.NaN, 2 ** 63]) {
       expect(() => io.submit(1, 5, file, 0, 1, Float64Array.of(file, offset), 1), `${offset}`).toThrow(TypeError);
