@@ -19,7 +19,7 @@ namespace {
 // Enough to keep a disk's queue busy; made one by one as operations wait.
 constexpr size_t kMaxThreads = 8;
 
-// Bytes of writes that go together: a disk takes no more at a time, and what is canceled waits for them.
+// Bytes of writes that go together: what a reset has to wait for.
 constexpr off_t kMaxRun = 1 << 20;
 
 // The token of what has no completion of its own.
@@ -383,8 +383,7 @@ void GuestIo::WriteSome(int fd, std::unique_lock<std::mutex>* lock) {
   }
   lock->unlock();
   std::vector<int64_t> results;
-  bool done =
-      run.size() > 1 && Present(together) && MoveAll(true, fd, run.front().offset, together) == length;
+  bool done = run.size() > 1 && Present(together) && MoveAll(true, fd, run.front().offset, together) == length;
   // Where they fail together each has its own result.
   for (Job& job : run) results.push_back(done ? job.length : Do(&job));
   lock->lock();

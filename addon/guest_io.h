@@ -74,6 +74,7 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
   bool Present(const std::vector<iovec>& iov) const;
   void AddThread();  // With mutex_ held.
   void Work();
+  // With the lock held, as they return.
   void Await(std::unique_lock<std::mutex>* lock, Spinner* spinner);
   int64_t Do(Job* job) const;
   void WriteSome(int fd, std::unique_lock<std::mutex>* lock);
@@ -91,9 +92,9 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
   std::map<int, std::deque<Job>> writes_;
   std::vector<Completion> completions_;
   std::vector<std::thread> threads_;
-  std::atomic<uint32_t> submitted_{0};  // changes with each
-  size_t idle_ = 0;      // threads that sleep
-  bool spins_ = false;   // one spins
+  std::atomic<uint32_t> submitted_{0};  // Changes with each Submit() that has to be seen.
+  size_t idle_ = 0;                     // threads that sleep
+  bool spins_ = false;                  // One does.
   bool stopping_ = false;
 };
 
