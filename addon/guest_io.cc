@@ -6,6 +6,7 @@
 #include <csignal>
 #include <cstring>
 #include <fcntl.h>
+#include <sys/syscall.h>
 #include <system_error>
 #include <unistd.h>
 #include <unordered_set>
@@ -24,6 +25,11 @@ constexpr off_t kMaxRun = 1 << 20;
 
 // The token of what has no completion of its own.
 constexpr double kNobody = -1;
+
+// Places in the order of a transfer, as in src/backends/transfer-order.ts: as arguments they would take longer than a quick
+// system call.
+enum Order : size_t { kOperation, kFd, kOffset, kFlags, kCount, kPrefixLength, kPrefix, kPairs = kPrefix + 8 };
+constexpr double kMaxPrefix = (kPairs - kPrefix) * sizeof(double);
 
 // Of an offset or a length in bytes: a double is exact so far.
 constexpr double kMaxOffset = 9e15;
@@ -161,6 +167,11 @@ GuestIo::GuestIo(const Napi::CallbackInfo& info)
     if (!pages) throw Napi::TypeError::New(env, "an unmapped region");
     regions_.push_back({static_cast<uint64_t>(pair.Get(0u).As<Napi::Number>().Int64Value()), pages});
   }
+  auto order = info[3].As<Napi::Float64Array>();
+  if (order.ElementLength() < kPairs) throw Napi::TypeError::New(env, "the order of a transfer is longer");
+  orderHold_ = Napi::Persistent(order);
+  order_ = order.Data();
+  orderLength_ = order.ElementLength();
   auto self = info.This().As<Napi::Object>();
   // Raw functions bound to this object: they are called for every request.
   for (auto [name, callback] : {std::pair{"transfer", Transfer}, {"submit", Submit}, {"completions", Completions}, {"cancel", Cancel}}) {
@@ -226,32 +237,30 @@ bool GuestIo::Present(const std::vector<iovec>& iov) const {
 }
 
 napi_value GuestIo::Transfer(napi_env env, napi_callback_info info) {
-  Arguments arguments(env, info);
-  auto* self = static_cast<GuestIo*>(arguments.self);
-  uint32_t operation, count;
-  int32_t fd, flags;
-  double offset;
-  const double* pairs;
-  if (!arguments.Uint(0, &operation) || operation > kWrite || !arguments.Int(1, &fd) || !arguments.Double(2, &offset) ||
-      !(offset < kMaxOffset) || !arguments.Uint(4, &count) || !arguments.Pairs(3, count, &pairs) ||
-      !arguments.Int(5, &flags))
-    return Throw(env, "transfer(operation, fd, offset, pairs, count, flags, prefix?)");
+  void* data;
+  size_t none = 0;
+  napi_get_cb_info(env, info, &none, nullptr, nullptr, &data);
+  auto* self = static_cast<GuestIo*>(data);
+  double* order = self->order_;
+  const bool isWrite = order[kOperation] == kWrite;
+  const double prefix = order[kPrefixLength], count = order[kCount], offset = order[kOffset];
+  if (!(isWrite || order[kOperation] == kRead) || !(order[kFd] >= -1 && order[kFd] <= INT_MAX) ||
+      !(order[kFlags] >= 0 && order[kFlags] <= INT_MAX) || !(offset < kMaxOffset) || !(prefix >= 0 && prefix <= kMaxPrefix) ||
+      (prefix > 0 && !isWrite) || !(count >= 0 && kPairs + 2 * count <= static_cast<double>(self->orderLength_)))
+    return Throw(env, "transfer: the order is none");
+  const int fd = static_cast<int>(order[kFd]), flags = static_cast<int>(order[kFlags]);
   std::vector<iovec>& iov = self->scratch_;
   iov.clear();
-  if (arguments.count > 6) {
-    uint8_t* bytes;
-    size_t length;
-    if (!arguments.Bytes(6, &bytes, &length)) return Throw(env, "transfer: the prefix must be a view");
-    iov.push_back({bytes, length});
-  }
-  if (!self->Translate(pairs, count, &iov)) return Number(env, -EFAULT);
-  if (operation == kWrite && !self->Present(iov)) return Number(env, -EIO);
-  int parts = static_cast<int>(std::min<size_t>(iov.size(), IOV_MAX));
-  ssize_t n;
-  do {
-    n = operation == kWrite ? pwritev2(fd, iov.data(), parts, offset < 0 ? -1 : static_cast<off_t>(offset), flags)
-                            : preadv2(fd, iov.data(), parts, offset < 0 ? -1 : static_cast<off_t>(offset), flags);
-  } while (n < 0 && errno == EINTR);
+  if (prefix > 0) iov.push_back({&order[kPrefix], static_cast<size_t>(prefix)});
+  if (!self->Translate(&order[kPairs], static_cast<size_t>(count), &iov)) return Number(env, -EFAULT);
+  if (isWrite && !self->Present(iov)) return Number(env, -EIO);
+  const size_t parts = std::min<size_t>(iov.size(), IOV_MAX);
+  const off_t at = offset < 0 ? -1 : static_cast<off_t>(offset);
+  // Not by libc's functions, which see to the cancellation of threads around them.
+  const long number = isWrite ? SYS_pwritev2 : SYS_preadv2;
+  long n;
+  do n = syscall(number, fd, iov.data(), parts, at, 0, flags);
+  while (n < 0 && errno == EINTR);
   return Number(env, n < 0 ? -errno : n);
 }
 
@@ -311,7 +320,8 @@ void GuestIo::AddThread() {
     if (!threads_.empty()) return;
     Job& job = queue_.back();
     if (job.operation == kWrite) {
-      for (Job& write : writes_.extract(job.fd).mapped()) Complete(write.token, -error.code().value());
+      auto writes = writes_.extract(job.fd);
+      for (Job& write : writes.mapped()) Complete(write.token, -error.code().value());
     } else {
       Complete(job.token, -error.code().value());
     }

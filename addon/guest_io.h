@@ -19,11 +19,11 @@
 
 namespace tsvisor {
 
-// new GuestIo([[gpa, Mapping], ...], runHost, token): the guest's RAM, which stays mapped while an operation uses it, and
-// what the RunHost's next() says (0x10000 | token) when there are completions.
-//   .transfer(operation, fd, offset, pairs, count, flags, prefix?)
-//               one system call now: preadv2 or pwritev2 at offset, readv or writev where offset is negative; RWF_ flags.
-//               pairs is a Float64Array of (gpa, length); prefix, bytes before them. Bytes moved, or -errno; -EFAULT
+// new GuestIo([[gpa, Mapping], ...], runHost, token, order): the guest's RAM, which stays mapped while an operation uses it,
+// what the RunHost's next() says (0x10000 | token) when there are completions, and a Float64Array for transfer().
+//   .transfer() one system call now: preadv2 or pwritev2 at offset, readv or writev where offset is negative. The order says
+//               what: operation, fd, offset, RWF_ flags, count, length of a prefix, its bytes, `count` pairs (gpa, length);
+//               see src/backends/transfer-order.ts. A prefix is written before the pairs. Bytes moved, or -errno; -EFAULT
 //               where a pair is not RAM.
 //   .submit(token, operation, fd, offset, length, pairs, count, bytes?)
 //               the whole of an operation on a thread; 0, or -EFAULT. Ends in one completion, in any order. A file has one
@@ -82,6 +82,9 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
   void Stop();
 
   std::vector<Region> regions_;
+  Napi::Reference<Napi::Float64Array> orderHold_;
+  double* order_;
+  size_t orderLength_;
   std::vector<iovec> scratch_;
   const std::shared_ptr<RunHost::Inbox> inbox_;
   const uint32_t ready_;  // the token that goes into it

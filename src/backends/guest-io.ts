@@ -2,6 +2,7 @@ import { addon, type Mapping, type NativeGuestIo } from '../kvm/addon.js';
 import type { FdEvents } from '../machine/fd-events.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import type { Segments } from '../virtio/segments.js';
+import { TransferOrder } from './transfer-order.js';
 
 /**
  * Operations of the addon's GuestIo, by its numbers. On its threads a file has one write at a time, in which those that
@@ -34,6 +35,7 @@ const NO_PAIRS = new Float64Array(0);
  */
 export class GuestIo implements Disposable {
   readonly #native: NativeGuestIo;
+  readonly #order = new TransferOrder();
   readonly #memory: GuestMemory;
   readonly #removeSource: () => void;
   readonly #waiting: (IoRequest | undefined)[] = [];
@@ -50,7 +52,7 @@ export class GuestIo implements Disposable {
     this.#memory = memory;
     const { source, remove } = events.addSource(
       () => this.#ready(),
-      (host, token) => new addon.GuestIo(regions, host, token),
+      (host, token) => new addon.GuestIo(regions, host, token, this.#order.words),
     );
     this.#native = source;
     this.#removeSource = remove;
@@ -62,9 +64,9 @@ export class GuestIo implements Disposable {
   }
 
   /**
-   * One preadv2 or pwritev2 now; readv or writev where offset is negative.
+   * One preadv2 or pwritev2 now, of MAX_PIECES pieces at most; readv or writev where offset is negative.
    * @param flags RWF_NOWAIT to fail with -EAGAIN (or -EOPNOTSUPP) instead of waiting for a disk.
-   * @param prefix bytes of the host before those of the guest.
+   * @param prefix of a write: bytes of the host before those of the guest, at most MAX_PREFIX.
    * @returns bytes moved, or -errno.
    */
   transfer(
@@ -75,10 +77,9 @@ export class GuestIo implements Disposable {
     flags: number,
     prefix?: Uint8Array,
   ): number {
-    const { pairs, count } = segments;
     if (operation === IoOperation.read) this.#noteWrites(segments);
-    if (prefix) return this.#native.transfer(operation, fd, offset, pairs, count, flags, prefix);
-    return this.#native.transfer(operation, fd, offset, pairs, count, flags);
+    this.#order.set(operation, fd, offset, flags, segments.pairs, segments.count, prefix);
+    return this.#native.transfer();
   }
 
   /**

@@ -60,15 +60,7 @@ export interface RunHost {
 
 /** Vectored I/O on guest memory; see addon/guest_io.h. */
 export interface NativeGuestIo {
-  transfer(
-    operation: number,
-    fd: number,
-    offset: number,
-    pairs: Float64Array,
-    count: number,
-    flags: number,
-    prefix?: Uint8Array,
-  ): number;
+  transfer(): number;
   submit(
     token: number,
     operation: number,
@@ -134,6 +126,7 @@ export interface Addon {
     regions: readonly (readonly [gpa: number, mapping: Mapping])[],
     host: RunHost,
     token: number,
+    order: Float64Array,
   ) => NativeGuestIo;
   readonly PageFaults: new (
     regions: readonly (readonly [offset: number, mapping: Mapping])[],

@@ -17,6 +17,7 @@ import { constants, tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { MAX_PIECES, MAX_PREFIX, TransferOrder } from '#dist/backends/transfer-order.js';
 import { addon, type Mapping, type NativeGuestIo, READY, type RunHost } from '#dist/kvm/addon.js';
 import * as abi from '#dist/kvm/generated/abi.js';
 import { Kvm, kvmIoctl, mapMemory } from '#dist/kvm/kvm.js';
@@ -262,12 +263,24 @@ describe('guest I/O', () => {
   let ram: Uint8Array[];
   let io: NativeGuestIo;
   let host: RunHost;
+  const order = new TransferOrder();
 
   const map = (length: number) => mapMemory(length, abi.PROT_READ | abi.PROT_WRITE, anonymous, -1, 'testing');
   const pattern = (length: number) => Uint8Array.from({ length }, (_, i) => (i * 7 + (i >> 8)) & 0xff);
   const fileBytes = () => readFileSync(join(folder, 'file'));
+  const transferBy = (
+    by: NativeGuestIo,
+    fd: number,
+    operation: number,
+    offset: number,
+    pairs: number[],
+    prefix?: Uint8Array,
+  ) => {
+    order.set(operation, fd, offset, 0, Float64Array.from(pairs), pairs.length / 2, prefix);
+    return by.transfer();
+  };
   const transfer = (operation: number, offset: number, ...pairs: number[]) =>
-    io.transfer(operation, file, offset, Float64Array.from(pairs), pairs.length / 2, 0);
+    transferBy(io, file, operation, offset, pairs);
   const submit = (token: number, operation: number, offset: number, length: number, ...pairs: number[]) =>
     io.submit(token, operation, file, offset, length, Float64Array.from(pairs), pairs.length / 2);
   /** Waits as a run loop does. */
@@ -298,7 +311,7 @@ describe('guest I/O', () => {
     ram = mappings.map(({ buffer }) => new Uint8Array(buffer));
     const regions = [0, 4 * page, GAP].map((gpa, i) => [gpa, mappings[i] as Mapping] as const);
     host = new addon.RunHost();
-    io = new addon.GuestIo(regions, host, 5);
+    io = new addon.GuestIo(regions, host, 5, order.words);
   });
   afterEach(() => {
     io.close();
@@ -326,13 +339,19 @@ describe('guest I/O', () => {
     const bytes = pattern(20);
     ram[0]?.set(bytes);
     const prefix = Uint8Array.of(1, 2, 3);
-    expect(io.transfer(WRITE, file, -1, Float64Array.of(0, 20), 1, 0, prefix)).toBe(23);
-    expect(io.transfer(WRITE, file, -1, Float64Array.of(0, 2), 1, 0)).toBe(2);
+    expect(transferBy(io, file, WRITE as number, -1, [0, 20], prefix)).toBe(23);
+    expect(transferBy(io, file, WRITE as number, -1, [0, 2])).toBe(2);
     expect([...fileBytes()]).toEqual([1, 2, 3, ...bytes, 0, 7]);
-    prefix.fill(0);
-    expect(io.transfer(READ, file, 1, Float64Array.of(page, 3), 1, 0, prefix)).toBe(6);
-    expect([...prefix]).toEqual([2, 3, 0]);
-    expect(ram[0]?.subarray(page, page + 4)).toEqual(Uint8Array.of(7, 14, 21, 0));
+    const longest = pattern(MAX_PREFIX);
+    expect(transferBy(io, file, WRITE as number, 0, [0, 2], longest)).toBe(MAX_PREFIX + 2);
+    expect([...fileBytes()]).toEqual([...longest, 0, 7]);
+  });
+
+  test('moves no more pieces at once than an order has, and says how far it has come', () => {
+    ram[0]?.set(pattern(600));
+    const pieces = Array.from({ length: 300 }, (_, i) => [2 * i, 1]).flat();
+    expect(transfer(WRITE as number, 0, ...pieces)).toBe(MAX_PIECES);
+    expect([...fileBytes()]).toEqual([...pattern(600)].filter((_, i) => i % 2 === 0 && i < 2 * MAX_PIECES));
   });
 
   test('refuses memory that the guest does not have, and touches nothing then', () => {
@@ -363,13 +382,29 @@ describe('guest I/O', () => {
 
   test('refuses arguments that are none', () => {
     const pairs = Float64Array.of(0, 1);
-    expect(() => io.transfer(FLUSH as number, file, 0, pairs, 1, 0)).toThrow(TypeError);
-    expect(() => io.transfer(0, file, 0, pairs, 2, 0)).toThrow(TypeError);
-    expect(() => io.transfer(0, file, 0, pairs, -1, 0)).toThrow(TypeError);
+    for (const [word, value] of [
+      [0, FLUSH],
+      [1, -2],
+      [1, 2 ** 31],
+      [2, Number.NaN],
+      [2, 2 ** 63],
+      [3, -1],
+      [4, -1],
+      [4, MAX_PIECES + 1],
+      [4, Number.NaN],
+      [5, 1], // a read has no prefix
+    ] as const) {
+      order.set(0, file, 0, 0, pairs, 1);
+      order.words[word] = value as number;
+      expect(() => io.transfer(), `${word}: ${value}`).toThrow(TypeError);
+    }
+    order.set(1, file, 0, 0, pairs, 1);
+    order.words[5] = MAX_PREFIX + 1;
+    expect(() => io.transfer()).toThrow(TypeError);
+    expect(() => new addon.GuestIo([], host, 5, new Float64Array(5))).toThrow(TypeError);
     for (const offset of [-1, Number.NaN, 2 ** 63]) {
       expect(() => io.submit(1, 0, file, offset, 0, pairs, 1), `${offset}`).toThrow(TypeError);
       expect(() => io.submit(1, 2, file, 0, offset, pairs, 1), `${offset}`).toThrow(TypeError);
-      if (offset !== -1) expect(() => io.transfer(0, file, offset, pairs, 1, 0), `${offset}`).toThrow(TypeError);
     }
     expect(() => io.submit(1, 7, file, 0, 0, pairs, 1)).toThrow(TypeError);
     expect(() => io.submit(1, 5, file, 0, 0, pairs, 0)).toThrow(TypeError); // copy has one pair
@@ -413,7 +448,7 @@ describe('guest I/O', () => {
     expect(io.submit(1, 1, closed, 0, 0, Float64Array.of(0, 1), 1)).toBe(0);
     expect(completions(1).get(1)).toBe(-EBADF);
     closeSync(closed);
-    expect(io.transfer(0, closed, 0, Float64Array.of(0, 1), 1, 0)).toBe(-EBADF);
+    expect(transferBy(io, closed, 0, 0, [0, 1])).toBe(-EBADF);
   });
 
   test('completes each of many operations once, on a few threads', () => {
@@ -478,7 +513,7 @@ describe('guest I/O', () => {
   test('close waits for what has begun and keeps nothing; memory stays mapped as long', async () => {
     const before = resources();
     const own = map(64 * page);
-    const busy = new addon.GuestIo([[0, own]], host, 6);
+    const busy = new addon.GuestIo([[0, own]], host, 6, order.words);
     const pairs = Float64Array.from(Array.from({ length: 100 }, () => [0, 64 * page]).flat());
     for (let i = 0; i < 16; i++) busy.submit(i, 1, file, 0, 0, pairs, 100);
     own.unmap();
@@ -487,7 +522,7 @@ describe('guest I/O', () => {
     await expectNoMoreThan(before);
     expect(busy.submit(1, 2, file, 0, 0, pairs, 0)).toBe(-EBADF);
     expect(busy.submit(1, 1, file, 0, 0, pairs, 1)).toBe(-EFAULT);
-    expect(busy.transfer(1, file, 0, pairs, 1, 0)).toBe(-EFAULT);
+    expect(transferBy(busy, file, 1, 0, [0, 1])).toBe(-EFAULT);
     expect(busy.completions(new Float64Array(2))).toBe(0);
     busy.cancel(Float64Array.of(1));
     expect(fstatSync(file).size % (64 * page)).toBe(0);
@@ -498,7 +533,7 @@ describe('guest I/O', () => {
     const { buffer } = own;
     const bytes = new Uint8Array(buffer);
     bytes.fill(7);
-    const user = new addon.GuestIo([[0, own]], host, 6);
+    const user = new addon.GuestIo([[0, own]], host, 6, order.words);
     expect(own.renew()).toBe(-EBUSY);
     expect(bytes[page]).toBe(7);
     user.close();
@@ -515,23 +550,24 @@ describe('guest I/O', () => {
       const { createRequire } = require('node:module');
       const { execFileSync } = require('node:child_process');
       const addon = createRequire(${JSON.stringify(`${process.cwd()}/x`)})('./addon/build/Release/tsvisor.node');
-      const io = new addon.GuestIo([[0, new addon.Mapping(4096, 3, 0x22, -1, 0)]], new addon.RunHost(), 0);
-      const into = new Float64Array(2);
+      const io = new addon.GuestIo([[0, new addon.Mapping(4096, 3, 0x22, -1, 0)]], new addon.RunHost(), 0, new Float64Array(1000));
+      const into = new Float64Array(4);
       if (process.getuid() === 0) process.setuid(65534); // the limit is not for root
       execFileSync('prlimit', ['--pid', String(process.pid), '--nproc=1']);
-      const result = io.submit(7, 2, 1, 0, 0, into, 0);
+      const results = [io.submit(7, 2, 1, 0, 0, into, 0), io.submit(8, 1, 1, 0, 0, into, 0)];
       const count = io.completions(into);
-      process.stdout.write([result, count, ...into].join(' '));
+      process.stdout.write([...results, count, ...into].join(' '));
       io.close();`;
     const output = execFileSync(process.execPath, ['-e', source], { encoding: 'utf8' });
-    expect(output).toBe(`0 1 7 ${-constants.errno.EAGAIN}`);
+    const { EAGAIN } = constants.errno;
+    expect(output).toBe(`0 0 2 7 ${-EAGAIN} 8 ${-EAGAIN}`);
   });
 
   test('a terminated Worker leaves no thread, whatever is under way', async () => {
     const source = `
       const { createRequire } = require('node:module');
       const addon = createRequire(${JSON.stringify(`${process.cwd()}/x`)})('./addon/build/Release/tsvisor.node');
-      const io = globalThis.kept = new addon.GuestIo([[0, new addon.Mapping(2 ** 20, 3, 0x22, -1, 0)]], new addon.RunHost(), 0);
+      const io = globalThis.kept = new addon.GuestIo([[0, new addon.Mapping(2 ** 20, 3, 0x22, -1, 0)]], new addon.RunHost(), 0, new Float64Array(1000));
       for (let i = 0; i < 20; i++) io.submit(i, 1, ${file}, 0, 0, Float64Array.of(0, 2 ** 20), 1);
       require('node:worker_threads').parentPort.postMessage('up');
       for (;;);`;

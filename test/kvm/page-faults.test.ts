@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { TransferOrder } from '#dist/backends/transfer-order.js';
 import {
   addon,
   type Mapping,
@@ -93,6 +94,8 @@ describe.skipIf(probe === -EPERM)('memory whose pages are given when they are to
     return faults.failure;
   };
 
+  const order = new TransferOrder();
+
   beforeEach(() => {
     descriptors = [];
     lost = new Uint8Array(new ArrayBuffer(1));
@@ -105,6 +108,7 @@ describe.skipIf(probe === -EPERM)('memory whose pages are given when they are to
       ],
       host,
       IO,
+      order.words,
     );
     file = openSync(join(there, 'file'), 'w+');
   });
@@ -171,7 +175,8 @@ describe.skipIf(probe === -EPERM)('memory whose pages are given when they are to
     expect(await failure()).toBe(why);
     expect(done()).toBe(-EIO);
     expect(fstatSync(file).size).toBe(0);
-    expect(io.transfer(WRITE, file, 0, Float64Array.of(0, PAGE), 1, 0)).toBe(-EIO);
+    order.set(WRITE, file, 0, 0, Float64Array.of(0, PAGE), 1);
+    expect(io.transfer()).toBe(-EIO);
     expect(host.settle(0)).toBeLessThan(0);
     expect(new Uint8Array((mappings[1] as Mapping).buffer)[9]).toBe(0);
     faults.fetch();
@@ -224,7 +229,7 @@ describe.skipIf(probe === -EPERM)('memory whose pages are given when they are to
       const host = new addon.RunHost();
       const faults = new addon.PageFaults([[0, mapping]], addon.userfaultfd(), addon.socketpair()[0], addon.eventfd(0), 300,
         new Uint8Array(new ArrayBuffer(1)), host, 1);
-      const io = new addon.GuestIo([[0, mapping]], host, 0);
+      const io = new addon.GuestIo([[0, mapping]], host, 0, new Float64Array(1000));
       for (let i = 0; i < 20; i++) io.submit(i, 1, ${file}, 0, 0, Float64Array.of(i * 4096, 4096), 1);
       globalThis.kept = [faults, io];
       require('node:worker_threads').parentPort.postMessage('up');

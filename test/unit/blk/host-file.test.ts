@@ -116,7 +116,7 @@ describe('cache=none', () => {
     file.write(512, segments([0, 512], [8192, 1024]), request);
     file.write(512, segments([0, 513], [8192, 511]), request);
     file.read(512, segments([8, 512]), request);
-    expect(io.list).toEqual(['write 8@512+1536', 'write 7@512+1024', 'read 7@512+512']);
+    expect(io.list).toEqual(['directWrite 8@512+1536', 'write 7@512+1024', 'read 7@512+512']);
     expect(io.transfers).toEqual([512, 512]); // O_DIRECT would wait for the disk
   });
 
