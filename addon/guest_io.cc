@@ -259,7 +259,7 @@ napi_value GuestIo::Transfer(napi_env env, napi_callback_info info) {
   // Not by libc's functions, which see to the cancellation of threads around them.
   const long number = isWrite ? SYS_pwritev2 : SYS_preadv2;
   long n;
-  do n = syscall(number, fd, iov.data(), parts, at, 0, flags);
+  do n = syscall(number, fd, iov.data(), parts, at, 0L, flags);
   while (n < 0 && errno == EINTR);
   return Number(env, n < 0 ? -errno : n);
 }

@@ -49,7 +49,7 @@ int main(void) {
   printf("\n// Flags.\n");
   N(KVM_MEM_LOG_DIRTY_PAGES); N(KVM_MEM_READONLY); N(KVM_GUESTDBG_ENABLE); N(KVM_GUESTDBG_SINGLESTEP);
   N(KVM_GUESTDBG_USE_HW_BP); N(KVM_GUESTDBG_USE_SW_BP); N(KVM_MSR_EXIT_REASON_FILTER); N(KVM_MSR_FILTER_DEFAULT_ALLOW);
-  N(KVM_MSR_FILTER_WRITE); N(KVM_MSR_FILTER_READ); N(KVM_PIT_SPEAKER_DUMMY); N(KVM_SYNC_X86_REGS);
+  N(KVM_MSR_FILTER_WRITE); N(KVM_MSR_FILTER_READ); N(KVM_PIT_SPEAKER_DUMMY); N(KVM_PIT_FLAGS_SPEAKER_DATA_ON); N(KVM_SYNC_X86_REGS);
   N(KVM_SYNC_X86_SREGS); N(KVM_SYNC_X86_EVENTS); N(KVM_MP_STATE_RUNNABLE); N(KVM_MP_STATE_HALTED);
   N(KVM_IRQCHIP_PIC_MASTER); N(KVM_IRQCHIP_PIC_SLAVE); N(KVM_IRQCHIP_IOAPIC); N(KVM_VCPUEVENT_VALID_SIPI_VECTOR);
   N(KVM_CPUID_FLAG_SIGNIFCANT_INDEX); N(KVM_VCPUEVENT_VALID_NMI_PENDING); N(KVM_VCPUEVENT_VALID_SHADOW);
@@ -109,6 +109,9 @@ int main(void) {
   END()
   BEGIN(kvm_irqchip) F(chip_id) F(chip) END()
   BEGIN(kvm_pit_state2) F(channels) F(flags) END()
+  BEGIN(kvm_pit_channel_state)
+  F(count) F(status_latched) F(status) F(read_state) F(write_state) F(rw_mode) F(mode) F(bcd) F(gate)
+  END()
   BEGIN(kvm_clock_data) F(clock) F(flags) F(realtime) F(host_tsc) END()
   BEGIN(kvm_lapic_state) F(regs) END()
   BEGIN(kvm_msr_list) F(nmsrs) F(indices) END()

@@ -2,6 +2,8 @@ import type { StateReader } from '../state-reader.js';
 import { ByteDevice } from './byte-device.js';
 
 const DATA = 0;
+/** Between its own is the system's control port B. */
+const PORT_B = 1;
 const STATUS_COMMAND = 4;
 
 /** Status register bits. */
@@ -18,6 +20,12 @@ const NO_KEYBOARD = 0xfe;
 
 /** Reads of stale data in a row, without a command, after which the output buffer appears empty. */
 const STALE_READS = 1024;
+
+/** System control port B: the PIT's channel 2 and the speaker. */
+export interface PortB {
+  read(): number;
+  write(value: number): void;
+}
 
 /** The state of the controller as plain data. */
 export interface I8042State {
@@ -45,6 +53,7 @@ export interface I8042State {
 export class I8042 extends ByteDevice {
   readonly name = 'i8042';
   readonly #onReset: () => void;
+  readonly #portB: PortB | undefined;
   #config = 0;
   #outputPort = 0;
   #command = -1;
@@ -52,10 +61,11 @@ export class I8042 extends ByteDevice {
   #staleReads = 0;
   #lastWasCommand = false;
 
-  /** @param onReset the guest pulses the reset line; may be called again and again. */
-  constructor(onReset: () => void) {
+  /** @param onReset the guest pulses the reset line; may be called again and again. @param portB what is at port 0x61. */
+  constructor(onReset: () => void, portB?: PortB) {
     super();
     this.#onReset = onReset;
+    this.#portB = portB;
     this.reset();
   }
 
@@ -69,6 +79,7 @@ export class I8042 extends ByteDevice {
 
   override readByte(offset: number): number {
     if (offset === DATA) return this.#readData();
+    if (offset === PORT_B && this.#portB) return this.#portB.read();
     if (offset !== STATUS_COMMAND) return 0xff;
     // Bit 1, input buffer full, is never set: whatever is written is taken at once.
     let status: number = STATUS.NOT_LOCKED | STATUS.SELF_TEST_PASSED;
@@ -78,6 +89,7 @@ export class I8042 extends ByteDevice {
   }
 
   override writeByte(offset: number, value: number): void {
+    if (offset === PORT_B) this.#portB?.write(value);
     if (offset !== DATA && offset !== STATUS_COMMAND) return;
     this.#lastWasCommand = offset === STATUS_COMMAND;
     if (this.#lastWasCommand) this.#runCommand(value);

@@ -9,6 +9,7 @@ const IRQCHIPS = [abi.KVM_IRQCHIP_PIC_MASTER, abi.KVM_IRQCHIP_PIC_SLAVE, abi.KVM
 export class VmFd implements Disposable {
   readonly fd: number;
   readonly #kvm: Kvm;
+  #hasPit = false;
   readonly #irqLevel = new Uint8Array(abi.kvm_irq_level.sizeof);
   readonly #irqLevelView = new DataView(this.#irqLevel.buffer);
 
@@ -50,11 +51,17 @@ export class VmFd implements Disposable {
     kvmIoctl(this.fd, 'KVM_CREATE_IRQCHIP', abi.KVM_CREATE_IRQCHIP, 'creating the interrupt controllers');
   }
 
-  /** An i8254 in the kernel, with port 0x61 (KVM API 4.71). */
+  /** Whether createPit2() has been called. */
+  get hasPit(): boolean {
+    return this.#hasPit;
+  }
+
+  /** An i8254 in the kernel, with port 0x61 (KVM API 4.71). After the interrupt controllers. */
   createPit2(): void {
     const config = new DataView(new ArrayBuffer(abi.kvm_pit_config.sizeof));
     config.setUint32(abi.kvm_pit_config.flags, abi.KVM_PIT_SPEAKER_DUMMY, true);
     kvmIoctl(this.fd, 'KVM_CREATE_PIT2', abi.KVM_CREATE_PIT2, 'creating the timer', config);
+    this.#hasPit = true;
   }
 
   /** The registers of PIC master, PIC slave and IOAPIC, in that order, each a struct kvm_irqchip (KVM API 4.26). */

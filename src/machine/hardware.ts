@@ -62,7 +62,6 @@ export class Hardware implements Disposable {
       // Before the interrupt controllers: KVM puts off freeing what they replace, and a memory slot waits for that, some 10 ms.
       this.ram = this.own(new GuestRam(vm, memory, contents));
       vm.createIrqchip();
-      vm.createPit2();
       this.#addVcpus(cpus);
     } catch (error) {
       this[Symbol.dispose]();

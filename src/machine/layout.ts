@@ -50,6 +50,8 @@ export const layout = {
 
 /** I/O ports. */
 export const ports = {
+  /** Until the guest touches it, or port 0x61: then they are KVM's. */
+  pit: { base: 0x40, length: 4 },
   i8042: { base: 0x60, length: 5 },
   cmos: { base: 0x70, length: 2 },
   /** The low byte of what is written here ends the machine with that exit code. */

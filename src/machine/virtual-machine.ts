@@ -19,6 +19,7 @@ import { CONSOLE_TAIL_SIZE } from './console-tail.js';
 import { virtioDeviceCount } from './device-config.js';
 import { now } from './end.js';
 import { Timer } from './fd-events.js';
+import { FirstPitAccess } from './first-pit-access.js';
 import type { GuestRam, RamContents } from './guest-ram.js';
 import { Hardware } from './hardware.js';
 import type { HostServices } from './host-services.js';
@@ -44,6 +45,7 @@ export interface SavedState {
   readonly clock: string;
   readonly vcpus: readonly VcpuState[];
   readonly irqchips: readonly { readonly registers: string }[];
+  /** Empty where the guest has not touched it. */
   readonly pit: string;
   /** Of each bus, by name. */
   readonly devices: { readonly ports: DeviceStates; readonly mmio: DeviceStates };
@@ -53,13 +55,17 @@ export interface SavedState {
 function restoreKvm({ kvm, vm, vcpus }: Hardware, state: StateReader): void {
   const chips = state.list('irqchips', IRQCHIPS).map((chip) => chip.bytes('registers', IRQCHIP_BYTES));
   if (chips.length !== IRQCHIPS) state.refuse('irqchips', `are not ${IRQCHIPS}`);
-  const pit = state.bytes('pit', abi.kvm_pit_state2.sizeof);
+  const pit = state.bytes('pit', 0, abi.kvm_pit_state2.sizeof);
+  if (pit.length > 0 && pit.length < abi.kvm_pit_state2.sizeof) state.refuse('pit', 'is not whole');
   const clock = state.bigint('clock');
   const saved = state.list('vcpus', vcpus.length);
   if (saved.length !== vcpus.length) state.refuse('vcpus', `are not ${vcpus.length}, as its configuration says`);
   try {
     vm.setIrqchips(chips);
-    vm.setPit(pit);
+    if (pit.length > 0) {
+      vm.createPit2();
+      vm.setPit(pit);
+    }
     vm.setClock(clock);
   } catch (cause) {
     if (!(cause instanceof KvmError)) throw cause;
@@ -200,7 +206,7 @@ export class VirtualMachine implements Disposable {
       clock: vm.getClock().toString(16),
       vcpus: vcpus.map((vcpu) => saveVcpu(vcpu, indices)),
       irqchips: vm.getIrqchips().map((registers) => ({ registers: bytesToState(registers) })),
-      pit: bytesToState(vm.getPit()),
+      pit: vm.hasPit ? bytesToState(vm.getPit()) : '',
       devices: { ports: saveDevices(this.ports), mmio: saveDevices(this.mmio) },
     };
   }
@@ -213,9 +219,11 @@ export class VirtualMachine implements Disposable {
   #addDevices(vm: VmFd, config: ResolvedConfig, host: HostServices): void {
     const add = ({ base, length }: { base: number; length: number }, device: Parameters<Bus['add']>[2]) =>
       this.ports.add(base, length, device);
+    const pit = new FirstPitAccess(vm);
+    add(ports.pit, pit);
     add(
       ports.i8042,
-      new I8042(() => host.finish({ reason: 'guest-reset', code: null, message: 'the guest reset itself' })),
+      new I8042(() => host.finish({ reason: 'guest-reset', code: null, message: 'the guest reset itself' }), pit.portB),
     );
     const low = Math.min(config.memory, layout.mmioHoleStart);
     add(ports.cmos, new CmosRtc({ clock: Date, memoryBelow4GiB: low, memoryAbove4GiB: config.memory - low }));

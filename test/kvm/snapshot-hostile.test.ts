@@ -198,7 +198,7 @@ describeKvm('what a crafted snapshot cannot do', () => {
     set('machine', {}),
     ...[[], [{}, {}]].map((value) => set('machine.vcpus', value)),
     ...[[], [{ registers: '' }]].map((value) => set('machine.irqchips', value)),
-    set('machine.pit', ''),
+    set('machine.pit', 'AAAA'),
     set('machine.devices', { serial: 5 }),
     set('machine.vcpus.0.mpState', 17),
     set('machine.vcpus.0.xcr0', '2'), // AVX without SSE, and without x87

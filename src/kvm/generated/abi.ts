@@ -132,6 +132,7 @@ export const KVM_MSR_FILTER_DEFAULT_ALLOW = 0;
 export const KVM_MSR_FILTER_WRITE = 2;
 export const KVM_MSR_FILTER_READ = 1;
 export const KVM_PIT_SPEAKER_DUMMY = 1;
+export const KVM_PIT_FLAGS_SPEAKER_DATA_ON = 2;
 export const KVM_SYNC_X86_REGS = 1;
 export const KVM_SYNC_X86_SREGS = 2;
 export const KVM_SYNC_X86_EVENTS = 4;
@@ -386,6 +387,19 @@ export const kvm_pit_state2 = {
   sizeof: 112,
   channels: 0,
   flags: 72,
+} as const;
+
+export const kvm_pit_channel_state = {
+  sizeof: 24,
+  count: 0,
+  status_latched: 7,
+  status: 8,
+  read_state: 9,
+  write_state: 10,
+  rw_mode: 12,
+  mode: 13,
+  bcd: 14,
+  gate: 15,
 } as const;
 
 export const kvm_clock_data = {

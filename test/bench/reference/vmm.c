@@ -201,8 +201,6 @@ static void create(struct machine *m, const char *elf) {
   struct kvm_userspace_memory_region region = {.memory_size = MEMORY, .userspace_addr = (uint64_t)m->memory};
   KVM(m->vm, KVM_SET_USER_MEMORY_REGION, &region);
   KVM(m->vm, KVM_CREATE_IRQCHIP, 0);
-  struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
-  KVM(m->vm, KVM_CREATE_PIT2, &pit);
   m->vcpu = KVM(m->vm, KVM_CREATE_VCPU, 0);
   m->run = mmap(NULL, m->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, m->vcpu, 0);
   if (m->run == MAP_FAILED) fail("kvm_run");

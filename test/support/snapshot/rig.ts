@@ -158,9 +158,16 @@ export function timeless({ vcpus, pit, clock: _, ...rest }: SavedState): Json {
 /** IA32_TSC, and the clocks of KVM and Hyper-V (HV_X64_MSR_TIME_REF_COUNT, …VP_RUNTIME). */
 const OF_TIME = new Set([0x10, 0x4000_0020, 0x4000_0010]);
 
-/** Three channels of 24 bytes, each with the time of its last loading in the last 8. */
-function pitWithoutTime(pit: string): string {
+/**
+ * Three channels of 24 bytes, each with the time of its last loading in the last 8, and a count at 4 that is of that time
+ * and counts only where byte 6 says so; nothing before the guest used it.
+ */
+export function pitWithoutTime(pit: string): string {
   const bytes = Buffer.from(pit, 'base64');
-  for (let channel = 0; channel < 3; channel++) bytes.writeBigUInt64LE(0n, 24 * channel + 16);
+  if (bytes.length === 0) return '';
+  for (let channel = 0; channel < 3; channel++) {
+    bytes.writeBigUInt64LE(0n, 24 * channel + 16);
+    if (bytes[24 * channel + 6] === 0) bytes.writeUInt16LE(0, 24 * channel + 4);
+  }
   return bytes.toString('base64');
 }
