@@ -195,6 +195,8 @@ void GuestIo::Stop() {
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
   writes_.clear();
+  inbox_->working.fetch_sub(working_);
+  working_ = 0;
   regions_.clear();
   completions_.clear();
 }
@@ -293,6 +295,8 @@ napi_value GuestIo::Submit(napi_env env, napi_callback_info info) {
   {
     std::lock_guard<std::mutex> lock(self->mutex_);
     if (self->stopping_) return Number(env, -EBADF);
+    self->working_++;
+    self->inbox_->working.fetch_add(1);
     Job next = std::move(job);
     if (next.operation == kWrite) {
       next.length = 0;
@@ -362,7 +366,7 @@ void GuestIo::Await(std::unique_lock<std::mutex>* lock, Spinner* spinner) {
       spins_ = true;
       const uint32_t seen = submitted_.load();
       lock->unlock();
-      const bool soon = spinner->Spin([&] { return submitted_.load() != seen; });
+      const bool soon = spinner->Spin([&] { return submitted_.load() != seen; }, 0, true);
       lock->lock();
       spins_ = false;
       if (soon) continue;  // Unless another one was sooner.
@@ -424,6 +428,8 @@ int64_t GuestIo::Do(Job* job) const {
 
 void GuestIo::Complete(double token, int64_t result) {
   completions_.push_back({token, static_cast<double>(result)});
+  working_--;
+  inbox_->working.fetch_sub(1);
   if (completions_.size() == 1) inbox_->Post(&ready_, 1);
 }
 

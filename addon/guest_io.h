@@ -96,6 +96,7 @@ class GuestIo : public Napi::ObjectWrap<GuestIo> {
   std::vector<Completion> completions_;
   std::vector<std::thread> threads_;
   std::atomic<uint32_t> submitted_{0};  // Changes with each Submit() that has to be seen.
+  size_t working_ = 0;                  // that have no completion yet
   size_t idle_ = 0;                     // threads that sleep
   bool spins_ = false;                  // One does.
   bool stopping_ = false;

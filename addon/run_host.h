@@ -49,6 +49,7 @@ class RunHost : public Napi::ObjectWrap<RunHost> {
     std::atomic<bool> pending{false};
     std::atomic<bool> halted{false};
     std::atomic<uint32_t> posted{0};  // counts Post()s: what next() sleeps on
+    std::atomic<size_t> working{0};   // operations that threads have been given and will post
     Waiter waiter;
     std::mutex mutex;  // guards ready, vcpus and inlined
     // Bounded: a token is posted once and then not before it was taken, as is a vCPU with an exit, as

@@ -54,7 +54,7 @@ export class FirstPitAccess extends ByteDevice {
 
   /** @param change does the access. @returns 0 */
   #create(change: (state: Uint8Array, channel: (number: number) => Uint8Array) => void): number {
-    // A wide access is several: KVM takes the first byte alone.
+    // A wide access is several, of which KVM takes the first byte alone; and two vCPUs at once have no order anyway.
     if (this.#vm.hasPit) return 0;
     this.#vm.createPit2();
     const state = this.#vm.getPit();
