@@ -247,8 +247,8 @@ napi_value GuestIo::Transfer(napi_env env, napi_callback_info info) {
   const bool isWrite = order[kOperation] == kWrite;
   const double prefix = order[kPrefixLength], count = order[kCount], offset = order[kOffset];
   if (!(isWrite || order[kOperation] == kRead) || !(order[kFd] >= -1 && order[kFd] <= INT_MAX) ||
-      !(order[kFlags] >= 0 && order[kFlags] <= INT_MAX) || !(offset < kMaxOffset) || !(prefix >= 0 && prefix <= kMaxPrefix) ||
-      (prefix > 0 && !isWrite) || !(count >= 0 && kPairs + 2 * count <= static_cast<double>(self->orderLength_)))
+      !(order[kFlags] >= 0 && order[kFlags] <= INT_MAX) || !(offset < kMaxOffset) ||
+      !(prefix >= 0 && prefix <= kMaxPrefix) || (prefix > 0 && !isWrite) || !(count >= 0 && kPairs + 2 * count <= static_cast<double>(self->orderLength_)))
     return Throw(env, "transfer: the order is none");
   const int fd = static_cast<int>(order[kFd]), flags = static_cast<int>(order[kFlags]);
   std::vector<iovec>& iov = self->scratch_;

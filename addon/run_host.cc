@@ -376,7 +376,8 @@ int32_t RunHost::Next(bool wait) {
       const auto moved = [&] { return (ring = MovedRing()) >= 0; };
       const bool tries = polls() && tries_.Take();
       if (tries) StepAside();
-      const bool over = inbox.waiter.SpinWhile(inbox.posted, posted, moved, tries ? kLongestTry : 0, inbox.working.load() > 0);
+      const bool yields = inbox.working.load() > 0;
+      const bool over = inbox.waiter.SpinWhile(inbox.posted, posted, moved, tries ? kLongestTry : 0, yields);
       if (ring >= 0) {
         tries_.Paid();
         return static_cast<int32_t>(kReady) | ring;

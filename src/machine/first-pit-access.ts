@@ -16,8 +16,8 @@ const STATUS = 0xfe;
 
 /**
  * Makes KVM's i8254, which is also at port 0x61, when the guest first touches it: Linux on a TSC deadline timer never
- * does, and KVM takes 8 ms or more to undo one. KVM answers to these ports from then on. What that first access comes to
- * is part of the state that KVM begins with, as its own i8254 (arch/x86/kvm/i8254.c) would have done it.
+ * does, and KVM takes 13 ms or more to undo a VM with one. KVM answers to these ports from then on. What that first
+ * access comes to is part of the state that KVM begins with, as its own i8254 (arch/x86/kvm/i8254.c) would have done it.
  */
 export class FirstPitAccess extends ByteDevice {
   readonly name = 'pit';

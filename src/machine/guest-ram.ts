@@ -20,30 +20,22 @@ import type { PageFaults } from './page-faults.js';
 /** Node's ArrayBuffers end at 4 GiB; half of it keeps every offset a small number to the compiler. */
 const MAX_REGION = 2 ** 31;
 
-/**
- * V8 collects garbage for a new buffer of 64 MiB or more, some 4 ms of a machine's start: memory of up to MAX_PIECES
- * such pieces is made of them. Bytes.
- */
-const PIECE = 2 ** 25;
-const MAX_PIECES = 8;
-
 /** Bytes. */
 const MAX_KEPT = 2 ** 30;
 
 /** Bytes: a bit for each page of 4 GiB, which the addon insists on. */
 const DIRTY_LOG_SIZE = 2 ** 32 / PAGE_SIZE / 8;
 
-/** Guest RAM below and above the MMIO hole, in pieces. */
+/** Guest RAM below and above the MMIO hole, in pieces of at most 2 GiB. */
 export function ramRanges(size: number): { gpa: number; size: number }[] {
   const low = Math.min(size, layout.mmioHoleStart);
-  const most = size <= MAX_PIECES * PIECE ? PIECE : MAX_REGION;
   const ranges: { gpa: number; size: number }[] = [];
   for (const [start, length] of [
     [0, low],
     [layout.mmioHoleEnd, size - low],
   ] as const) {
-    for (let done = 0; done < length; done += most) {
-      ranges.push({ gpa: start + done, size: Math.min(most, length - done) });
+    for (let done = 0; done < length; done += MAX_REGION) {
+      ranges.push({ gpa: start + done, size: Math.min(MAX_REGION, length - done) });
     }
   }
   return ranges;
@@ -77,7 +69,7 @@ export class GuestRam implements Disposable {
    * of that size.
    */
   static keep = false;
-  static readonly #kept: Mapping[] = [];
+  static #kept: Mapping | undefined;
   readonly memory: GuestMemory;
   /** What backs it, by guest physical address: for I/O without a copy. The index is that of the memory slot. */
   readonly regions: (readonly [gpa: number, mapping: Mapping])[] = [];
@@ -114,7 +106,6 @@ export class GuestRam implements Disposable {
         this.#faults = faults;
         this.memory = new PagedMemory(regions, () => faults.check());
       } else this.memory = new GuestMemory(regions);
-      if (!base) for (const mapping of GuestRam.#kept.splice(0)) mapping.unmap(); // of another size
     } catch (error) {
       this[Symbol.dispose]();
       if (!(error instanceof Error && 'ioctl' in error && error.ioctl === 'mmap')) throw error;
@@ -137,17 +128,19 @@ export class GuestRam implements Disposable {
     return true;
   }
 
-  static #putAside(mapping: Mapping): boolean {
-    const kept = GuestRam.#kept.reduce((sum, { buffer }) => sum + buffer.byteLength, mapping.buffer.byteLength);
-    if (!GuestRam.keep || kept > MAX_KEPT || mapping.renew() < 0) return false;
-    GuestRam.#kept.push(mapping);
+  static #keepFor(mapping: Mapping): boolean {
+    if (!GuestRam.keep || GuestRam.#kept || mapping.buffer.byteLength > MAX_KEPT || mapping.renew() < 0) return false;
+    GuestRam.#kept = mapping;
     return true;
   }
 
-  /** Some that was kept and is as large. */
+  /** What was kept, if it is as large. */
   static #takeKept(size: number): Mapping | undefined {
-    const index = GuestRam.#kept.findIndex(({ buffer }) => buffer.byteLength === size);
-    return index < 0 ? undefined : GuestRam.#kept.splice(index, 1)[0];
+    const mapping = GuestRam.#kept;
+    GuestRam.#kept = undefined;
+    if (mapping?.buffer.byteLength === size) return mapping;
+    mapping?.unmap();
+    return undefined;
   }
 
   /** Calls back, now or later on this thread, when every page is there. Those that are not yet are asked for. */
@@ -227,7 +220,7 @@ export class GuestRam implements Disposable {
   [Symbol.dispose](): void {
     this.#faults?.[Symbol.dispose]();
     this.memory?.revoke();
-    for (const [, mapping] of this.regions) if (!GuestRam.#putAside(mapping)) mapping.unmap();
+    for (const [, mapping] of this.regions) if (!GuestRam.#keepFor(mapping)) mapping.unmap();
     this.regions.length = 0;
   }
 }
